@@ -1,0 +1,26 @@
+# make demo    generate the shapes dataset, train and test teacher, student and distilled student, compare them
+# make test    ruff and pytest
+# Both make .venv first, with the versions of constraints.txt.
+
+PYTHON ?= python3
+SEED ?= 0
+PY := .venv/bin/python
+
+.PHONY: demo test clean
+
+demo: .venv/.ready
+	$(PY) tool/pipeline.py --dataset shapes --seed $(SEED)
+
+test: .venv/.ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	$(PY) -m pytest
+
+.venv/.ready: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; make PYTHON=... names one")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt pytest hypothesis ruff -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf .venv exp/shapes

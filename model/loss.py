@@ -1,0 +1,58 @@
+"""Cross entropy on a batch, and the one rule by which every loss is averaged."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.pspnet import Output
+
+
+class Labels(NamedTuple):
+    """A batch's labels on one grid of points.
+
+    label: (N, h, w) int64, class index or ignore_label. mask: (N, h, w) bool, where the label counts.
+    count: the number that a sum over this batch is divided by. It is the number of valid positions of the batch,
+    or, where a batch is spread over processes and forward passes, of all of it divided by how many share it: so
+    the mean of the shares' losses is the mean over the whole batch's valid positions, not a mean of means.
+    """
+
+    label: Tensor
+    mask: Tensor
+    count: Tensor
+
+    @classmethod
+    def of(cls, label: Tensor, ignore_label: int) -> "Labels":
+        mask = label != ignore_label
+        return cls(label, mask, mask.sum().clamp(min=1))
+
+
+def sample(label: Tensor, zoom_factor: int) -> Tensor:
+    """(N, H, W) -> (N, h, w), h = (H - 1) * zoom_factor // 8 + 1, at the points where align_corners puts the grid.
+
+    For H = 8n + 1 that is every (8 / zoom_factor)-th pixel. Labels are picked, never interpolated.
+    """
+    for axis in (1, 2):
+        size = label.shape[axis]
+        points = torch.linspace(0, size - 1, (size - 1) * zoom_factor // 8 + 1, device=label.device).round().long()
+        label = label if len(points) == size else label.index_select(axis, points)
+    return label
+
+
+def masked_mean(values: Tensor, labels: Labels) -> Tensor:
+    """Mean of `values` (N, h, w) over the valid positions; 0 when there is none."""
+    return torch.where(labels.mask, values, 0).sum() / labels.count
+
+
+def cross_entropy(logits: Tensor, labels: Labels) -> Tensor:
+    """Mean cross entropy over valid pixels. logits (N, C, h, w) are first resized to the labels' grid."""
+    logits = logits.float()
+    if logits.shape[2:] != labels.label.shape[1:]:
+        logits = F.interpolate(logits, labels.label.shape[1:], mode="bilinear", align_corners=True)
+    return F.cross_entropy(logits, labels.label.where(labels.mask, -100), reduction="sum") / labels.count
+
+
+def supervised(output: Output, labels: Labels) -> dict[str, Tensor]:
+    """The terms of plain PSPNet training: cross entropy of the final and of the auxiliary output."""
+    return {"ce": cross_entropy(output.logits, labels), "aux_ce": cross_entropy(output.aux, labels)}

@@ -1,0 +1,153 @@
+"""PSPNet (Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017) over a dilated ResNet; building and loading."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from model import backbone
+from model.conv import WideConv2d
+from util import checkpoint
+from util.config import Config
+from util.errors import UserError
+
+BINS = (1, 2, 3, 6)
+
+
+class Output(NamedTuple):
+    """What every forward returns. Stride 8 means (N, ., ceil(H/8), ceil(W/8)) for an image (N, 3, H, W)."""
+
+    logits: Tensor  # (N, classes, ...) at stride 8
+    aux: Tensor | None  # (N, classes, ...) at stride 8; None when the network has no auxiliary head
+    features: dict[str, Tensor]  # layer1 (stride 4), layer2 .. layer4, ppm, feature, aux_feature (stride 8)
+
+
+class PPM(nn.Module):
+    """Pyramid pooling: (N, C, h, w) -> (N, 2C, h, w), the input beside its means over 1, 2, 3 and 6 bins a side."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        width = channels // len(BINS)
+        self.features = nn.ModuleList(
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(size),
+                nn.Conv2d(channels, width, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            )
+            for size in BINS
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = [F.interpolate(f(x), x.shape[2:], mode="bilinear", align_corners=True) for f in self.features]
+        return torch.cat([x, *pooled], 1)
+
+
+def _head(channels: int, width: int, classes: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        WideConv2d(channels, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Dropout2d(dropout),
+        nn.Conv2d(width, classes, 1),
+    )
+
+
+class PSPNet(nn.Module):
+    """PSPNet with the parameter names of the semseg family.
+
+    layers: ResNet depth; stem: plain (7x7) or deep (three 3x3); aux: whether to have the auxiliary head on
+    layer3 (testing does without).
+    """
+
+    def __init__(self, layers: int, classes: int, stem: str = "plain", dropout: float = 0.1, aux: bool = True):
+        super().__init__()
+        self.layers, self.classes, self.stem = layers, classes, stem
+        self.layer0, self.layer1, self.layer2, self.layer3, self.layer4 = backbone.stages(layers, stem)
+        spec = backbone.RESNETS[layers]
+        channels = 512 * spec.block.expansion
+        self.ppm = PPM(channels)
+        self.cls = _head(2 * channels, 512, classes, dropout)
+        self.aux = _head(channels // 2, spec.aux_channels, classes, dropout) if aux else None
+
+    def forward(self, image: Tensor) -> Output:
+        """image: (N, 3, H, W), normalised, any H and W from 9 up (8n + 1 is where the grids fall exactly)."""
+        features = {}
+        x = self.layer0(image)
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            features[name] = x = getattr(self, name)(x)
+        features["ppm"] = self.ppm(x)
+        features["feature"] = self.cls[:4](features["ppm"])
+        logits = self.cls[4](features["feature"])
+        if self.aux is None:
+            return Output(logits, None, features)
+        features["aux_feature"] = self.aux[:4](features["layer3"])
+        return Output(logits, self.aux[4](features["aux_feature"]), features)
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters of the backbone and of the heads: the latter are new and learn faster."""
+        backbone_, heads = [], []
+        for name, parameter in self.named_parameters():
+            (backbone_ if name.startswith("layer") else heads).append(parameter)
+        return backbone_, heads
+
+    def freeze(self, dtype: torch.dtype = torch.float32) -> "PSPNet":
+        """For inference only: eval mode, no gradients, BatchNorm folded into the convolutions, weights in `dtype`."""
+        self.eval().requires_grad_(False)
+        for parent in list(self.modules()):
+            children = list(parent.named_children())
+            for (name, conv), (bn_name, bn) in zip(children, children[1:], strict=False):
+                if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+                    setattr(parent, name, fuse_conv_bn_eval(conv, bn))
+                    setattr(parent, bn_name, nn.Identity())
+        return self.to(dtype=dtype, memory_format=torch.channels_last)
+
+
+def build(cfg: Config) -> PSPNet:
+    """The network that TRAIN describes, with TRAIN.pretrained in its backbone or all of TRAIN.weight in it."""
+    train = cfg.train
+    net = PSPNet(train.layers, cfg.data.classes, train.stem, train.dropout)
+    if train.weight:
+        _fill(net, checkpoint.network_state(train.weight, "student"), train.weight)
+    else:
+        backbone.load_pretrained(net, train.pretrained, train.layers, train.stem)
+    return net
+
+
+def load(path: str, layers: int, classes: int, part: str = "student", aux: bool = True) -> PSPNet:
+    """The network in a checkpoint; its stem is recognised from the keys.
+
+    layers, classes: what the config says, and the file must hold. part: "student" or "teacher", for a file that
+    holds both. aux: take the auxiliary head, if there is one. Raises UserError naming what differs.
+    """
+    state = checkpoint.network_state(path, part)
+    stem = "deep" if "layer0.3.weight" in state else "plain"
+    net = PSPNet(layers, classes, stem, aux=aux and "aux.4.weight" in state)
+    _fill(net, state, path)
+    return net
+
+
+def _fill(net: PSPNet, state: dict[str, Tensor], path: str) -> None:
+    """Load strictly; only an auxiliary head that `net` does not have is left out."""
+    if net.aux is None:
+        state = {key: value for key, value in state.items() if not key.startswith("aux.")}
+    checkpoint.check_match(state, net.state_dict(), path, f"a PSPNet-{net.layers} of {net.classes} classes")
+    net.load_state_dict(state)
+
+
+def load_teacher(cfg: Config, dtype: torch.dtype, device: torch.device) -> PSPNet:
+    """The frozen teacher of DISTILL on `device`. Raises UserError, saying how to make one, when it is not there."""
+    if cfg.distill is None:
+        raise UserError("the config has no DISTILL section; see config/voc2012/voc2012_pspnet50_18.yaml")
+    path = cfg.distill.teacher_path
+    if not checkpoint.exists(path):
+        raise UserError(
+            f"teacher checkpoint {path} (DISTILL.teacher_path) does not exist; "
+            "train one with train_50.py and this dataset's pspnet50 config"
+        )
+    teacher = load(path, cfg.distill.teacher_layers, cfg.data.classes, part="teacher")
+    if teacher.aux is None and cfg.distill.weights.aux_mse > 0:
+        raise UserError(f"{path}: the teacher has no auxiliary head; set DISTILL.weights.aux_mse to 0")
+    return teacher.to(device).freeze(dtype)

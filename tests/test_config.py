@@ -1,0 +1,117 @@
+"""YAML and overrides: what is read, and what each mistake says."""
+
+import pytest
+from conftest import ROOT
+
+from util import config
+from util.errors import UserError
+
+SHIPPED = sorted(ROOT.glob("config/*/*_pspnet*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configs_load(path):
+    cfg = config.load(path)
+    dataset, run = path.stem.split("_", 1)
+    assert cfg.train.layers == int(run[-2:])
+    assert cfg.train.save_path == f"exp/{dataset}/{run}/model"
+    assert cfg.test.model_path == f"{cfg.train.save_path}/train_epoch_{cfg.train.epochs}.pth"
+    assert (cfg.distill is not None) == (run == "pspnet50_18")
+    if cfg.distill:
+        teacher, student = (config.load(path.with_name(f"{dataset}_{name}.yaml")) for name in ("pspnet50", "pspnet18"))
+        assert cfg.distill.teacher_path == teacher.test.model_path
+        assert cfg.test.compare.teacher == f"{teacher.test.save_folder}/metrics.json"
+        same = {"save_path"}
+        assert cfg.train.model_dump(exclude=same) == student.train.model_dump(exclude=same)
+
+
+def test_there_are_nine():
+    assert len(SHIPPED) == 9
+
+
+def test_overrides(tiny):
+    cfg = tiny.load(*"TRAIN.epochs 3 TRAIN.base_lr 1e-3 TRAIN.epochs 5".split(), "TEST.scales", "[0.75, 1.0]")
+    assert cfg.train.epochs == 5
+    assert cfg.train.base_lr == 0.001
+    assert cfg.test.scales == [0.75, 1.0]
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.e-3", "+1e-3", "0.001", ".1e-2"])
+def test_every_way_to_write_a_number(tiny, text):
+    assert tiny.load("TRAIN.base_lr", text).train.base_lr == 0.001
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["TRAIN.epoch", "3"], ["TRAIN.epoch", "TRAIN.epochs"]),
+        (["TRAIN.temprature", "3"], ["TRAIN.temprature", "DISTILL.temperature"]),
+        (["TRAIN.test_h", "3"], ["TRAIN.test_h", "TEST.test_h"]),
+        (["TRIAN.epochs", "3"], ["TRIAN", "TRAIN"]),
+        (["TRAIN.epochs", "many"], ["TRAIN.epochs", "many"]),
+        (["TRAIN.epochs", "0"], ["TRAIN.epochs", "0"]),
+        (["TRAIN.layers", "20"], ["TRAIN.layers", "18", "152", "20"]),
+        (["TRAIN.sync_bn", "1"], ["TRAIN.sync_bn"]),
+        (["TRAIN.scale_min", "3"], ["TRAIN", "scale_min is above scale_max"]),
+        (["TRAIN.accumulate", "3"], ["accumulate must divide batch_size"]),
+        (["TRAIN.ignore_label", "3"], ["TRAIN.ignore_label 3", "DATA.classes"]),
+        (["epochs", "3"], ["epochs", "TRAIN.epochs 2"]),
+        (["TRAIN.epochs"], ["pairs", "TRAIN.epochs"]),
+        (["TRAIN.epochs", "[1"], ["TRAIN.epochs", "YAML"]),
+        (["TRAIN.save_path", "!!python/object:os.system x"], ["TRAIN.save_path", "YAML"]),
+        (["TRAIN.train_gpu", "[0]", "TRAIN.arch", "psp"], ["CUDA_VISIBLE_DEVICES", "torchrun", "TRAIN.arch"]),
+        (["Distributed.dist_url", "tcp", "Distributed.rank", "0"], ["Distributed.dist_url", "Distributed.rank"]),
+        (["TEST.names_path", "x"], ["DATA.names_path"]),
+        (["DISTILL.weights.kd", "1"], ["DISTILL.weights.kd", "DISTILL.weights.k", "DISTILL.teacher_path is missing"]),
+    ],
+)
+def test_mistakes_name_the_key_and_the_way_out(tiny, overrides, words):
+    with pytest.raises(UserError) as error:
+        tiny.load(*overrides)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_base(tmp_path, tiny):
+    child = tmp_path / "sub" / "child.yaml"
+    child.parent.mkdir()
+    child.write_text("base: ../tiny.yaml\nTRAIN:\n  epochs: 9\n")
+    assert config.load(child).train.epochs == 9
+    assert config.load(child).train.batch_size == tiny.load().train.batch_size
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(UserError, match="circle"):
+        config.load(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("TRAIN: [", ["line 1"]),
+        ("just words", ["sections"]),
+        ("TRAIN:\n  epochs: 1\n  epochs: 2\n", ["epochs is given twice", "line 3"]),
+        ("", ["sections"]),
+    ],
+)
+def test_bad_files(tmp_path, text, words):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        config.load(path)
+    for word in [str(path), *words]:
+        assert word in str(error.value)
+
+
+def test_missing_file():
+    with pytest.raises(UserError, match=r"nowhere.yaml does not exist"):
+        config.load("nowhere.yaml")
+
+
+def test_every_key_is_explained_in_every_yaml():
+    """Each key that has a value stands in the full config files, so that a user can see and change it."""
+    cfg = config.load(ROOT / "config/voc2012/voc2012_pspnet50.yaml")
+    text = (ROOT / "config/voc2012/voc2012_pspnet50.yaml").read_text()
+    for section in (cfg.data, cfg.train, cfg.test):
+        for key in type(section).model_fields:
+            assert f"\n  {key}:" in text or key == "compare"

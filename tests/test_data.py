@@ -1,0 +1,118 @@
+"""Lists, images, labels: what is read, and what each fault says."""
+
+import numpy as np
+import pytest
+from conftest import CLASSES, VOID, save_palette
+from PIL import Image
+
+from util.dataset import TrainData, read_colors, read_image, read_label, read_list, read_names
+from util.errors import UserError
+
+
+@pytest.fixture
+def label():
+    values = np.zeros((6, 8), np.uint8)
+    values[2:, 3:], values[0] = 3, VOID
+    return values
+
+
+def test_palette_label_is_read_as_indices(tmp_path, label):
+    save_palette(label, tmp_path / "p.png")
+    Image.fromarray(label).save(tmp_path / "g.png")
+    for name in ("p.png", "g.png"):
+        assert np.array_equal(read_label(tmp_path / name, (6, 8), CLASSES, VOID), label)
+
+
+def test_rgb_label_is_refused(tmp_path, label):
+    Image.fromarray(label).convert("RGB").save(tmp_path / "rgb.png")
+    with pytest.raises(UserError, match=r"rgb\.png is a RGB picture.*one channel"):
+        read_label(tmp_path / "rgb.png", (6, 8), CLASSES, VOID)
+
+
+def test_unknown_label_value_names_file_and_value(tmp_path, label):
+    label[1, 1] = 7
+    save_palette(label, tmp_path / "bad.png")
+    with pytest.raises(UserError, match=r"bad\.png holds the value 7.*0 \.\. 3.*255"):
+        read_label(tmp_path / "bad.png", (6, 8), CLASSES, VOID)
+
+
+def test_label_of_another_size(tmp_path, label):
+    save_palette(label, tmp_path / "p.png")
+    with pytest.raises(UserError, match="8x6, its image is 6x8"):
+        read_label(tmp_path / "p.png", (8, 6), CLASSES, VOID)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"not a picture"])
+def test_broken_pictures(tmp_path, content):
+    path = tmp_path / "x.png"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="x.png"):
+        read_image(path)
+    with pytest.raises(UserError, match="x.png"):
+        read_label(path, (6, 8), CLASSES, VOID)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_gray_alpha_and_palette_images_become_rgb(tmp_path, mode):
+    picture = Image.new("RGB", (8, 6), (204, 204, 204)).convert(mode)  # 204: in PIL's web palette
+    picture.save(tmp_path / "i.png")
+    image = read_image(tmp_path / "i.png")
+    assert image.shape == (6, 8, 3) and (image == 204).all()
+
+
+def test_channel_order_is_rgb(tmp_path):
+    Image.new("RGB", (8, 6), (10, 20, 30)).save(tmp_path / "i.png")
+    assert read_image(tmp_path / "i.png")[0, 0].tolist() == [10, 20, 30]
+
+
+@pytest.fixture
+def listing(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("L", (4, 4)).save(tmp_path / name)
+
+    def write(content: bytes):
+        (tmp_path / "list.txt").write_bytes(content)
+        return read_list(str(tmp_path / "list.txt"), "DATA.train_list", str(tmp_path))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "content", [b"a.png b.png\n", b"a.png b.png", b"\xef\xbb\xbfa.png b.png\r\n", b"\n\n  a.png\tb.png \n\n"]
+)
+def test_lists_of_any_editor(listing, tmp_path, content):
+    assert listing(content) == [(tmp_path / "a.png", tmp_path / "b.png")]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a.png b.png\na.png\n", "line 2.*`image label`"),
+        (b"my image.png b.png\n", "line 1.*without spaces"),
+        (b"a.png b.png\nc.png b.png\n", "line 2.*c.png does not exist.*DATA.data_root"),
+        (b"gone/a.png b.png\n", "line 1.*gone/a.png does not exist"),
+        (b"\n", "lists no image"),
+        (b"\xff\xfe\x00", "cannot be read as text"),
+    ],
+)
+def test_bad_lists_name_the_line(listing, content, words):
+    with pytest.raises(UserError, match=words):
+        listing(content)
+
+
+def test_a_bad_sample_comes_back_as_its_error(tiny, tmp_path):
+    """A worker process hands the error over as a value: raised, it would be wrapped in a traceback."""
+    (tmp_path / "list.txt").write_text("train0.jpg train1.png\n")
+    data = TrainData(tiny.load("DATA.train_list", str(tmp_path / "list.txt")), 0)
+    assert isinstance(data[0, 0], UserError)
+
+
+def test_names_and_colors(tiny, tmp_path):
+    cfg = tiny.load()
+    assert read_names(cfg.data) == ["sky", "land", "road", "car"]
+    assert read_colors(cfg.data).shape == (256, 3)
+    (tmp_path / "short.txt").write_text("one\ntwo\n")
+    with pytest.raises(UserError, match="names 2 classes, DATA.classes is 4"):
+        read_names(tiny.load("DATA.names_path", str(tmp_path / "short.txt")).data)
+    with pytest.raises(UserError, match="three numbers"):
+        read_colors(tiny.load("DATA.colors_path", str(tmp_path / "short.txt")).data)

@@ -1,0 +1,250 @@
+"""The scripts themselves, tiny, on the CPU."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, network, python
+from PIL import Image
+
+from util import checkpoint
+
+TERMS = {"ce", "aux_ce", "kl", "aux_mse"}
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    path = tmp_path / "teacher.pth"
+    torch.save({"epoch": 1, "state_dict": network(18).state_dict()}, path)
+    return ["DISTILL.teacher_layers", "18", "DISTILL.teacher_path", str(path)]
+
+
+def test_six_scripts(tiny, script):
+    """The whole experiment: train and test the three networks, each from its own script."""
+
+    def paths(run):
+        model = f"{tiny.out}/{run}/model"
+        keys = (
+            f"TRAIN.save_path {model} TEST.model_path {model}/train_epoch_1.pth TEST.save_folder {tiny.out}/{run}/out"
+        )
+        return ["--config", tiny.path, *keys.split()]
+
+    distill = ["DISTILL.teacher_path", f"{tiny.out}/t/model/train_epoch_1.pth"]
+    distill += ["TEST.compare.teacher", f"{tiny.out}/t/out/metrics.json"]
+    distill += ["TEST.compare.student", f"{tiny.out}/s/out/metrics.json"]
+    for name, run, options in (
+        ("50", "t", ["TRAIN.layers", "50"]),
+        ("18", "s", []),
+        ("50_18", "d", distill),
+    ):
+        trained = script(f"train_{name}.py", *paths(run), *options)
+        assert trained.status == 0, trained.err
+        (line,) = lines(tiny.out / run / "model")
+        assert set(line) >= {"epoch", "lr", "loss", "ce", "aux_ce", "train_mIoU", "val_mIoU", "val_mAcc", "val_allAcc"}
+        assert (set(line) & TERMS == TERMS) == (name == "50_18")
+        tested = script(f"test_{name}.py", *paths(run), *options)
+        assert tested.status == 0, tested.err
+        check_results(tiny.out / run / "out", tested.out)
+    shown = re.findall(r"^(teacher|student alone|distilled) +([\d.]+)", tested.out, re.MULTILINE)
+    assert [name for name, _ in shown] == ["teacher", "student alone", "distilled"]
+    assert re.search(r"gap closed|nothing to distil", tested.out)
+    content = checkpoint.read(tiny.out / "d" / "model" / "train_epoch_1.pth")
+    assert {key.split(".")[0] for key in content["state_dict"]} == set(
+        network(18).state_dict().keys() and {*(f"layer{i}" for i in range(5)), "ppm", "cls", "aux"}
+    )
+
+
+def check_results(folder, out):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert [c["name"] for c in metrics["classes"]] == ["sky", "land", "road", "car"]
+    assert metrics["images"] == 3 and 0 <= metrics["mIoU"] <= 1
+    assert metrics["protocol"]["mode"] == "slide" and metrics["protocol"]["flip"] is True
+    assert f"{100 * metrics['mIoU']:.2f}" in out and "with flip" in out
+    for i in range(3):
+        gray = Image.open(folder / "gray" / f"val{i}.png")
+        color = Image.open(folder / "color" / f"val{i}.png")
+        assert gray.mode == "L" and color.mode == "P"
+        assert np.array_equal(np.asarray(gray), np.asarray(color))
+        assert np.asarray(gray).max() < 4
+
+
+def test_training_learns(tiny, script):
+    options = (
+        "TRAIN.epochs 20 TRAIN.batch_size 2 TRAIN.base_lr 0.02 TRAIN.head_lr_factor 1.0 TRAIN.save_freq 20".split()
+    )
+    assert script("train_18.py", "--config", tiny.path, *options).status == 0
+    history = lines(tiny.out / "model")
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert history[-1]["val_mIoU"] > 0.5
+    best = max(line["val_mIoU"] for line in history)
+    assert checkpoint.read(tiny.out / "model" / "best.pth")["best"] == best
+
+
+def test_resumed_run_equals_an_untouched_one(tiny, script, teacher):
+    """Weights, optimizer and metrics, bit for bit; the resumed run also has another number of workers."""
+
+    def train(run, *options):
+        folder = tiny.out / run
+        result = script(
+            "train_50_18.py", "--config", tiny.path, *teacher, "TRAIN.epochs", "3", "TRAIN.save_path", folder, *options
+        )
+        assert result.status == 0, result.err
+        return folder
+
+    whole, parts = train("whole"), train("parts", "TRAIN.keep", "3")
+    (parts / "train_epoch_3.pth").unlink()
+    (parts / "train_epoch_2.pth").unlink()  # as if killed in epoch 2, with later lines already written
+    train("parts", "TRAIN.workers", "1")
+    assert (whole / "metrics.jsonl").read_text() == (parts / "metrics.jsonl").read_text()
+    first, second = (checkpoint.read(folder / "train_epoch_3.pth") for folder in (whole, parts))
+    for key, value in first["state_dict"].items():
+        assert torch.equal(value, second["state_dict"][key]), key
+    momenta = [[s["momentum_buffer"] for s in c["optimizer"]["state"].values()] for c in (first, second)]
+    assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True))
+
+
+def test_checkpoints_kept(tiny, script):
+    options = "TRAIN.epochs 5 TRAIN.save_freq 2 TRAIN.evaluate False TRAIN.pictures 0".split()
+    assert script("train_18.py", "--config", tiny.path, *options).status == 0
+    names = {path.name for path in (tiny.out / "model").glob("*.pth")}
+    assert names == {"train_epoch_4.pth", "train_epoch_5.pth"}  # the last one whatever save_freq
+
+
+def test_accumulate_gives_the_same_loss(tiny, script):
+    """Before the first update (BatchNorm aside, which sees the parts) a split batch has the whole one's terms."""
+    losses = []
+    for parts in ("1", "2"):
+        options = f"TRAIN.accumulate {parts} TRAIN.save_path {tiny.out}/{parts} TRAIN.base_lr 1e-9".split()
+        result = script("train_18.py", "--config", tiny.path, *options)
+        assert result.status == 0, result.err
+        losses.append(lines(tiny.out / parts)[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.5) and losses[0] != losses[1]
+
+
+def test_two_processes(tiny):
+    """torchrun on the CPU: one writer, one line an epoch, nothing counted twice in testing."""
+    result = python("train_18.py", "--config", tiny.path, "TRAIN.epochs", "2", processes=2)
+    assert result.returncode == 0, result.stderr
+    assert [line["epoch"] for line in lines(tiny.out / "model")] == [1, 2]
+    assert len(list((tiny.out / "model").glob("events*"))) == 1
+    options = ["--config", tiny.path, "TEST.model_path", f"{tiny.out}/model/train_epoch_2.pth"]
+    scores = []
+    for processes in (1, 2):
+        folder = tiny.out / f"result{processes}"
+        result = python("test_18.py", *options, "TEST.save_folder", folder, processes=processes)
+        assert result.returncode == 0, result.stderr
+        scores.append(json.loads((folder / "metrics.json").read_text()))
+    assert scores[0] == scores[1]
+
+
+def test_has_prediction_and_parts(tiny, script):
+    path = tiny.out / "n.pth"
+    torch.save({"state_dict": network().state_dict()}, path)
+    options = ["--config", tiny.path, "TEST.model_path", path]
+    assert script("test_18.py", *options).status == 0
+    whole = json.loads((tiny.out / "result" / "metrics.json").read_text())
+    shared = ["TEST.save_folder", tiny.out / "shared", "TEST.index_step", "2"]
+    for start in ("0", "2"):
+        assert script("test_18.py", *options, *shared, "TEST.index_start", start).status == 0
+    scored = ["TEST.save_folder", tiny.out / "shared", "TEST.has_prediction", "True", "TEST.model_path", "gone.pth"]
+    assert script("test_18.py", "--config", tiny.path, *scored).status == 0
+    parts = json.loads((tiny.out / "shared" / "metrics.json").read_text())
+    assert parts["classes"] == whole["classes"] and parts["images"] == 3
+
+
+def test_list_without_labels(tiny, script):
+    (tiny.out / "images.txt").write_text("val0.jpg\nval1.jpg\n")
+    path = tiny.out / "n.pth"
+    torch.save({"state_dict": network().state_dict()}, path)
+    options = ["TEST.model_path", path, "TEST.split", "test", "TEST.test_list", tiny.out / "images.txt"]
+    assert script("test_18.py", "--config", tiny.path, *options).status == 0
+    assert len(list((tiny.out / "result" / "gray").iterdir())) == 2
+    assert not (tiny.out / "result" / "metrics.json").exists()
+
+
+def test_help(script):
+    result = script("train_50_18.py", "--help")
+    assert result.status == 0
+    assert "SECTION.key VALUE" in result.out and "example: python train_50_18.py" in result.out
+
+
+def test_teacher_that_is_not_there_says_which_command_makes_it(tiny, fails):
+    line = fails("train_50_18.py", "--config", tiny.path, "DISTILL.teacher_path", "gone.pth")
+    assert "gone.pth" in line and "train_50.py" in line
+
+
+def test_no_distill_section(tiny, fails):
+    assert "DISTILL" in fails("train_50_18.py", "--config", tiny.path)
+
+
+def test_teacher_without_aux_head(tiny, fails, script, tmp_path):
+    state = {k: v for k, v in network().state_dict().items() if not k.startswith("aux.")}
+    torch.save({"state_dict": state}, tmp_path / "t.pth")
+    options = ["--config", tiny.path, "DISTILL.teacher_layers", "18", "DISTILL.teacher_path", tmp_path / "t.pth"]
+    assert "DISTILL.weights.aux_mse to 0" in fails("train_50_18.py", *options)
+    assert script("train_50_18.py", *options, "DISTILL.weights.aux_mse", "0").status == 0
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_bad_label_stops_with_its_name_and_value(tiny, fails, workers):
+    for i in range(4):
+        source = np.asarray(Image.open(tiny.root / "train0.png")).copy()
+        source[3, 3] = 9
+        Image.fromarray(source).save(tiny.out / f"bad{i}.png")
+    (tiny.out / "list.txt").write_text("".join(f"{tiny.root}/train0.jpg {tiny.out}/bad{i}.png\n" for i in range(4)))
+    options = ["DATA.train_list", tiny.out / "list.txt", "TRAIN.workers", workers]
+    line = fails("train_18.py", "--config", tiny.path, *options)
+    assert re.search(r"bad\d\.png holds the value 9", line)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["TRAIN.epoch", "2"], ["TRAIN.epochs"]),
+        (["--confg", "x"], ["--confg"]),
+        (["DATA.train_list", "gone.txt"], ["gone.txt", "DATA.train_list"]),
+        (["DATA.names_path", "gone.txt"], ["gone.txt", "DATA.names_path"]),
+        (["TRAIN.batch_size", "9"], ["8 images", "TRAIN.batch_size 9"]),
+        (["TRAIN.accumulate", "4"], ["BatchNorm needs two", "TRAIN.accumulate"]),
+        (["TRAIN.weight", "gone.pth"], ["gone.pth"]),
+        (["TRAIN.resume", "gone.pth"], ["gone.pth"]),
+        (["TRAIN.pretrained", "gone.pth"], ["gone.pth"]),
+        (["TRAIN.save_path", "/proc/none"], ["/proc/none", "TRAIN.save_path"]),
+        (["TRAIN.base_lr", "1e20"], ["not finite", "ce", "TRAIN.base_lr"]),
+    ],
+)
+def test_mistakes_in_training(tiny, fails, options, words):
+    line = fails("train_18.py", "--config", tiny.path, *options)
+    for word in words:
+        assert word in line
+
+
+def test_wrong_checkpoint_in_testing(tiny, fails):
+    torch.save({"state_dict": network(34).state_dict()}, tiny.out / "n.pth")
+    line = fails("test_18.py", "--config", tiny.path, "TEST.model_path", tiny.out / "n.pth")
+    assert "n.pth does not hold a PSPNet-18 of 4 classes" in line and "layer1.2" in line
+    assert not (tiny.out / "result").exists()
+
+
+def test_shapes_are_a_function_of_the_seed(tmp_path):
+    folders = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        result = python("dataset/shapes/prepare.py", "--seed", seed, "--train", 3, "--val", 2, "--out", tmp_path / name)
+        assert result.returncode == 0, result.stderr
+        folders.append({p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.*")})
+    assert folders[0] == folders[1] != folders[2]
+    label = Image.open(tmp_path / "a" / "label" / "train_0000.png")
+    assert label.mode == "P" and set(np.unique(np.asarray(label))) <= {*range(8), 255}
+    assert 255 in np.asarray(label)
+
+
+def test_cuda_is_picked_in_one_place():
+    sources = [p for p in ROOT.rglob("*.py") if ".venv" not in p.parts and "tests" not in p.parts]
+    assert not [p for p in sources if ".cuda()" in p.read_text()]
+    assert [p.name for p in sources if "torch.device(" in p.read_text()] == ["run.py"]

@@ -1,0 +1,92 @@
+"""Augmentation: image and label stay together, what lies outside is void, draws depend on the key alone."""
+
+import numpy as np
+import pytest
+from conftest import VOID
+
+from util.dataset import StepSampler, TrainData
+from util.transform import Augment
+
+# A label that can be read off its image: class = (red > 128) + 2 * (green > 128).
+OVERRIDES = ["TRAIN.blur_prob", "0"]
+
+
+def picture(height, width, cell=16):
+    y, x = np.mgrid[:height, :width]
+    right, low = (x // cell) % 2, (y // cell) % 2
+    image = np.stack([right * 255, low * 255, np.full_like(x, 255)], 2).astype(np.uint8)
+    return image, (right + 2 * low).astype(np.uint8)
+
+
+def read_off(image):
+    return ((image[..., 0] > 128) + 2 * (image[..., 1] > 128)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(90, 120), (20, 25), (41, 150)])
+def test_image_and_label_stay_aligned(tiny, shape):
+    cfg = tiny.load(*OVERRIDES, "TRAIN.train_h", "57", "TRAIN.train_w", "49")
+    augment = Augment(cfg)
+    image, label = picture(*shape)
+    wrong = valid = 0
+    for seed in range(40):
+        crop, target = augment(image, label, np.random.default_rng(seed))
+        assert crop.shape == (57, 49, 3) and target.shape == (57, 49) and crop.dtype == target.dtype == np.uint8
+        inside = (target != VOID) & (crop[..., 2] == 255)  # blue is full inside, mixed at the image's rim
+        wrong += (read_off(crop)[inside] != target[inside]).sum()
+        valid += inside.sum()
+    assert valid > 10_000
+    assert wrong / valid < 0.01  # bilinear and nearest may differ by a rounding along the cells' borders
+
+
+def test_outside_is_mean_and_void(tiny):
+    cfg = tiny.load(*OVERRIDES, "TRAIN.rotate_prob", "0", "TRAIN.scale_min", "1.0", "TRAIN.scale_max", "1.0")
+    image, label = np.full((11, 15, 3), 250, np.uint8), np.ones((11, 15), np.uint8)
+    crop, target = Augment(cfg)(image, label, np.random.default_rng(0))
+    assert (target == 1).sum() == 11 * 15
+    assert target[11:22, 9:24].min() == target[11:22, 9:24].max() == 1  # centred in 33x33
+    assert (crop[target == VOID] == (124, 116, 104)).all()
+    assert (crop[target == 1] == 250).all()
+
+
+def test_no_change_at_scale_one(tiny):
+    cfg = tiny.load(
+        *OVERRIDES, *"TRAIN.rotate_prob 0 TRAIN.flip_prob 0 TRAIN.scale_min 1.0 TRAIN.scale_max 1.0".split()
+    )
+    rng = np.random.default_rng(3)
+    image, label = rng.integers(0, 256, (33, 33, 3), np.uint8), rng.integers(0, 4, (33, 33), np.uint8)
+    crop, target = Augment(cfg)(image, label, rng)
+    assert np.array_equal(crop, image) and np.array_equal(target, label)
+
+
+def test_flip_mirrors(tiny):
+    options = "TRAIN.rotate_prob 0 TRAIN.flip_prob 1 TRAIN.scale_min 1.0 TRAIN.scale_max 1.0".split()
+    rng = np.random.default_rng(3)
+    image, label = rng.integers(0, 256, (33, 33, 3), np.uint8), rng.integers(0, 4, (33, 33), np.uint8)
+    crop, target = Augment(tiny.load(*OVERRIDES, *options))(image, label, rng)
+    assert np.array_equal(crop, image[:, ::-1]) and np.array_equal(target, label[:, ::-1])
+
+
+def test_every_crop_position_is_reached(tiny):
+    options = "TRAIN.rotate_prob 0 TRAIN.flip_prob 0 TRAIN.scale_min 1.0 TRAIN.scale_max 1.0".split()
+    augment = Augment(tiny.load(*OVERRIDES, *options))
+    offsets = {tuple(-augment.matrix(35, 36, np.random.default_rng(i))[:, 2]) for i in range(300)}
+    assert offsets == {(x, y) for x in range(4) for y in range(3)}
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone(tiny):
+    cfg = tiny.load()
+    first, second = TrainData(cfg, seed=7), TrainData(cfg, seed=7)
+    second[0, 1], second[4, 2]  # other samples drawn before change nothing
+    assert np.array_equal(first[3, 5][0], second[3, 5][0])
+    assert not np.array_equal(first[3, 5][0], first[4, 5][0])
+    assert not np.array_equal(first[3, 5][0], TrainData(cfg, seed=8)[3, 5][0])
+
+
+def test_sampler_visits_each_image_once_an_epoch_and_starts_anywhere():
+    whole = list(StepSampler(10, 5, 3, seed=1))
+    assert len(whole) == 6
+    for epoch in range(3):
+        keys = whole[2 * epoch] + whole[2 * epoch + 1]
+        assert sorted(index for _, index in keys) == list(range(10)) and {e for e, _ in keys} == {epoch}
+    assert list(StepSampler(10, 5, 3, seed=1, start=3)) == whole[3:]
+    assert list(StepSampler(10, 5, 3, seed=2)) != whole

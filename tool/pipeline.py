@@ -1,0 +1,91 @@
+"""The six scripts in order, for one dataset and one seed, then a picture of the three networks' predictions.
+
+    python tool/pipeline.py --dataset shapes --seed 0 [--out exp/shapes] [SECTION.key VALUE ...]
+
+Started again it goes on where it stopped. Overrides go to all six scripts. Seed 0 writes to exp/DATASET, where the
+config files say; another seed to exp/DATASET/seed_N. For shapes the seed also draws the scenes: those of seed 0 lie
+in dataset/shapes, others beside their runs.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tool.picture import comparison  # noqa: E402
+from util import config  # noqa: E402
+from util.errors import UserError  # noqa: E402
+
+RUNS = {"50": "pspnet50", "18": "pspnet18", "50_18": "pspnet50_18"}
+
+
+def config_file(dataset: str, run: str) -> str:
+    return f"config/{dataset}/{dataset}_{run}.yaml"
+
+
+def overrides(dataset: str, seed: int, out: Path, data: Path | None) -> dict[str, list[str]]:
+    """For each run, the overrides that put what it writes under `out`; `data` is where generated scenes lie."""
+    common = ["TRAIN.manual_seed", str(seed)]
+    if data:
+        common += ["DATA.data_root", str(data)]
+        common += [part for key in ("DATA.val_list", "TEST.test_list") for part in (key, f"{data}/list/val.txt")]
+        common += ["DATA.train_list", f"{data}/list/train.txt"]
+    result, models = {}, {}
+    for run in RUNS.values():
+        last = Path(config.load(ROOT / config_file(dataset, run)).test.model_path).name
+        models[run] = f"{out / run}/model/{last}"
+        paths = {"TRAIN.save_path": out / run / "model", "TEST.model_path": models[run]}
+        paths["TEST.save_folder"] = out / run / "result"
+        result[run] = common + [str(part) for pair in paths.items() for part in pair]
+    for name, run in (("teacher", "pspnet50"), ("student", "pspnet18")):
+        result["pspnet50_18"] += [f"TEST.compare.{name}", f"{out / run}/result/metrics.json"]
+    result["pspnet50_18"] += ["DISTILL.teacher_path", models["pspnet50"]]
+    return result
+
+
+def call(*command: str) -> None:
+    """Run a Python script of the project; exit with its status when it fails."""
+    print("\n$ python", *command, flush=True)
+    status = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
+    if status:
+        sys.exit(status)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="shapes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="SECTION.key VALUE")
+    arguments = parser.parse_intermixed_args()
+    out = arguments.out or Path("exp", arguments.dataset, *([f"seed_{arguments.seed}"] if arguments.seed else []))
+    start = time.monotonic()
+    try:
+        data = None
+        if arguments.dataset == "shapes":
+            data = out / "data" if arguments.seed else Path("dataset/shapes")
+            if not (ROOT / data / "list/val.txt").exists():
+                call("dataset/shapes/prepare.py", "--seed", str(arguments.seed), "--out", str(data))
+        settings = overrides(arguments.dataset, arguments.seed, out, data)
+        for depth, run in RUNS.items():
+            for verb in ("train", "test"):
+                options = [*settings[run], *arguments.overrides]
+                call(f"{verb}_{depth}.py", "--config", config_file(arguments.dataset, run), *options)
+        cfg = config.load(
+            ROOT / config_file(arguments.dataset, "pspnet50_18"), settings["pspnet50_18"] + arguments.overrides
+        )
+        results = {"teacher": "pspnet50", "student alone": "pspnet18", "distilled": "pspnet50_18"}
+        comparison(cfg, {name: ROOT / out / run / "result" for name, run in results.items()}, ROOT / out)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    minutes = (time.monotonic() - start) / 60
+    print(f"pictures in {out}/comparison.png, {minutes:.1f} minutes in all")
+
+
+if __name__ == "__main__":
+    main()

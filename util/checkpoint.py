@@ -1,0 +1,107 @@
+"""Checkpoints: written whole or not at all, read without running code, everyone's names understood."""
+
+import contextlib
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from util.errors import UserError
+
+
+def exists(path: str | Path) -> bool:
+    return Path(path).is_file()
+
+
+def save(content: dict[str, Any], path: Path) -> None:
+    """Write to a temporary file beside `path`, flush to the disk, rename: `path` is the old file or the new one.
+
+    Raises UserError when the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write {path} ({reason}); make room or change TRAIN.save_path, then resume") from None
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The file's content on the CPU, with weights_only=True. Raises UserError for what is no safe, whole checkpoint."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist") from None
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
+        what = f"it wants to run {found[1]}" if found else "it is not one that torch wrote"
+        raise UserError(f"{path} is refused: {what}; only tensors and plain values are read") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is not a readable checkpoint, or is cut short ({reason:.120})") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}; expected a dict with a state_dict in it")
+    return dict(content)
+
+
+def tensors(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """The state dict in `content` (or `content` itself), float16 made float32, prefix `module.` taken off."""
+    state = content.get("state_dict", content)
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} has no state_dict of tensors in it; its keys are {', '.join(map(str, content))[:120]}")
+    return {
+        key.removeprefix("module."): value.float() if value.dtype == torch.float16 else value
+        for key, value in state.items()
+    }
+
+
+def network_state(path: str | Path, part: str) -> dict[str, Tensor]:
+    """The state dict of one PSPNet in a checkpoint, under the names of this project.
+
+    part: "student" or "teacher", for files that hold both under `student_net.` and `teacher_loader.`.
+    Names of the older projects are translated: `aux_s.` becomes `aux.`.
+    """
+    state = tensors(read(path), path)
+    prefixes = {"student": "student_net.", "teacher": "teacher_loader."}
+    if any(key.startswith(tuple(prefixes.values())) for key in state):
+        other = prefixes["teacher" if part == "student" else "student"]
+        state = {key.removeprefix(prefixes[part]): value for key, value in state.items() if not key.startswith(other)}
+    return {re.sub(r"^aux_s\.", "aux.", key): value for key, value in state.items()}
+
+
+def check_match(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path, what: str) -> None:
+    """Raise UserError with the first differences unless `state` has exactly the keys and shapes of `expected`."""
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in state if key not in expected]
+    shapes = [k for k in expected if k in state and state[k].shape != expected[k].shape]
+    faults = [f"{label} {', '.join(keys[:3])}" for label, keys in (("missing", missing), ("unknown", unknown)) if keys]
+    faults += [f"{k} is {tuple(state[k].shape)}, not {tuple(expected[k].shape)}" for k in shapes[:2]]
+    if faults:
+        raise UserError(f"{path} does not hold {what}: {'; '.join(faults)}")
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """The run's train_epoch_N.pth, oldest first."""
+    found = [(re.fullmatch(r"train_epoch_(\d+)\.pth", path.name), path) for path in folder.glob("train_epoch_*.pth")]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+
+
+def newest(folder: Path) -> Path | None:
+    return next(reversed(_numbered(folder)), None)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` of the run's checkpoints; best.pth is not one of them."""
+    for path in _numbered(folder)[:-keep]:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,179 @@
+"""The one testing loop: sliding windows or whole images, as in the semseg family, and validation while training."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from util import run
+from util.config import Config
+from util.dataset import Normalize, Pair, loader, read_image, read_pair
+from util.errors import UserError
+from util.metric import confusion_matrix
+
+STRIDE_RATE = 2 / 3  # of the crop, between neighbouring windows
+
+
+class Protocol(NamedTuple):
+    """How a picture is turned into labels."""
+
+    base_size: int  # the longer side at scale 1, in pixels
+    scales: list[float]
+    flip: bool  # average with the mirrored picture
+    mode: str  # slide: windows of the crop's size; whole: the picture at once
+    crop: tuple[int, int]  # height, width of a window
+    batch_size: int  # windows a forward pass
+
+
+def test_protocol(cfg: Config) -> Protocol:
+    t = cfg.test
+    return Protocol(t.base_size, t.scales, t.flip, t.mode, (t.test_h, t.test_w), cfg.train.batch_size_val)
+
+
+def quick_protocol(cfg: Config) -> Protocol:
+    """Validation while training: whole pictures at TEST.base_size, without flip."""
+    return test_protocol(cfg)._replace(scales=[1.0], flip=False, mode="whole")
+
+
+def resize(image: NDArray[np.float32], scale: float, base_size: int) -> NDArray[np.float32]:
+    """Make the longer side round(scale * base_size). Sizes round as in semseg: half to even, first the long side."""
+    height, width = image.shape[:2]
+    long_side = round(scale * base_size)
+    new_h = new_w = long_side
+    if height > width:
+        new_w = round(long_side / float(height) * width)
+    else:
+        new_h = round(long_side / float(width) * height)
+    return cv2.resize(image, (max(new_w, 1), max(new_h, 1)), interpolation=cv2.INTER_LINEAR)
+
+
+class TestData(Dataset):
+    """Each picture at every scale, float32 (resizing rounded values would change labels), and its label."""
+
+    def __init__(self, pairs: list[Pair], cfg: Config, protocol: Protocol):
+        self.pairs, self.cfg, self.protocol = pairs, cfg, protocol
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int):
+        """-> index, (height, width), one (h, w, 3) tensor a scale, label (height, width) or None."""
+        pair, p = self.pairs[index], self.protocol
+        try:
+            image, label = (read_image(pair.image), None) if pair.label is None else read_pair(pair, self.cfg)
+        except UserError as error:
+            return error
+        scaled = [torch.from_numpy(resize(image.astype(np.float32), scale, p.base_size)) for scale in p.scales]
+        return index, image.shape[:2], scaled, None if label is None else torch.from_numpy(label.copy())
+
+
+def _starts(size: int, crop: int) -> list[int]:
+    """Where windows begin along one side: every ceil(2/3 crop), the last one flush with the end."""
+    stride = math.ceil(crop * STRIDE_RATE)
+    return [min(i * stride, size - crop) for i in range(math.ceil((size - crop) / stride) + 1)]
+
+
+class Predictor:
+    """Class probabilities of whole pictures by a network in eval mode."""
+
+    def __init__(self, net: nn.Module, cfg: Config, protocol: Protocol, dtype: torch.dtype):
+        self.net, self.protocol, self.dtype = net, protocol, dtype
+        self.normalize = Normalize(cfg.data, run.device())
+
+    @torch.inference_mode()
+    def __call__(self, scaled: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """The picture at each scale, (h, w, 3) -> (classes, *size): the mean over scales of softmax outputs."""
+        total = sum(self._resized(image, size) for image in scaled)
+        return total[0] / len(scaled)
+
+    def _resized(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        image = self.normalize(image[None])
+        probabilities = self._softmax(image) if self.protocol.mode == "whole" else self._slide(image)
+        # cv2.resize's INTER_LINEAR: half-pixel centres, no anti-aliasing
+        return F.interpolate(probabilities, size, mode="bilinear", align_corners=False)
+
+    def _softmax(self, windows: Tensor) -> Tensor:
+        """(N, 3, h, w) -> (N, classes, h, w), averaged with the mirrored windows if flip."""
+        batch = torch.cat([windows, windows.flip(3)]) if self.protocol.flip else windows
+        with run.autocast(self.dtype):
+            logits = self.net(batch.contiguous(memory_format=torch.channels_last)).logits
+        logits = F.interpolate(logits.float(), batch.shape[2:], mode="bilinear", align_corners=True)
+        probabilities = logits.softmax(1)
+        if self.protocol.flip:
+            there, mirrored = probabilities.chunk(2)
+            probabilities = (there + mirrored.flip(3)) / 2
+        return probabilities
+
+    def _slide(self, image: Tensor) -> Tensor:
+        (crop_h, crop_w), (height, width) = self.protocol.crop, image.shape[2:]
+        pad_h, pad_w = max(crop_h - height, 0), max(crop_w - width, 0)
+        top, left = pad_h // 2, pad_w // 2
+        image = F.pad(image, (left, pad_w - left, top, pad_h - top))  # after normalising, the mean is 0
+        corners = [(y, x) for y in _starts(image.shape[2], crop_h) for x in _starts(image.shape[3], crop_w)]
+        total, count = None, image.new_zeros(1, 1, *image.shape[2:])
+        chunk = max(self.protocol.batch_size // (2 if self.protocol.flip else 1), 1)
+        for first in range(0, len(corners), chunk):
+            part = corners[first : first + chunk]
+            windows = self._softmax(torch.cat([image[:, :, y : y + crop_h, x : x + crop_w] for y, x in part]))
+            if total is None:
+                total = windows.new_zeros(1, windows.shape[1], *image.shape[2:])
+            for (y, x), window in zip(part, windows, strict=True):
+                total[0, :, y : y + crop_h, x : x + crop_w] += window
+                count[0, :, y : y + crop_h, x : x + crop_w] += 1
+        return (total / count)[:, :, top : top + height, left : left + width]
+
+
+Prediction = tuple[int, Tensor, Tensor | None]  # index, (H, W) uint8 on the device, label (H, W) if there is one
+
+
+def predictions(
+    net: nn.Module,
+    pairs: list[Pair],
+    indices: Sequence[int],
+    cfg: Config,
+    protocol: Protocol,
+    dtype: torch.dtype,
+    workers: int = 0,
+    title: str | None = None,
+) -> Iterator[Prediction]:
+    """Predict `pairs[i]` for each i of `indices`; `net` is set to eval mode. A title asks for a progress bar."""
+    net.eval()
+    predict = Predictor(net, cfg, protocol, dtype)
+    batches = loader(TestData(pairs, cfg, protocol), workers, batch_size=None, sampler=indices)
+    for item in tqdm(batches, title, leave=False, disable=None if title and run.is_main() else True):
+        if isinstance(item, UserError):
+            raise item
+        index, size, scaled, label = item
+        yield index, predict(scaled, tuple(size)).argmax(0).to(torch.uint8), label
+
+
+def share(count: int) -> range:
+    """This process's part of `count` images: of n processes the r-th takes every n-th, so none counts twice."""
+    return range(run.rank(), count, run.world_size())
+
+
+def validate(net: nn.Module, pairs: list[Pair], cfg: Config) -> Tensor:
+    """The confusion matrix of quick validation over all processes, (classes, classes)."""
+    classes, train = cfg.data.classes, cfg.train
+    matrix = torch.zeros(classes, classes, dtype=torch.int64, device=run.device())
+    mine = share(len(pairs))
+    dtype, workers = run.precision(train.precision), min(train.workers, len(mine))
+    for _, prediction, label in predictions(net, pairs, mine, cfg, quick_protocol(cfg), dtype, workers, "validate"):
+        matrix += confusion_matrix(prediction, label.to(prediction.device), classes)
+    return add_up(matrix)
+
+
+def add_up(tensor: Tensor) -> Tensor:
+    """The sum of the processes' tensors, in place."""
+    if run.world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor

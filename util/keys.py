@@ -1,0 +1,170 @@
+"""The keys of a config: names, types, defaults, limits. What each means stands beside it in the YAML files.
+
+Sections and keys are those of the semseg family.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Depth = Literal[18, 34, 50, 101, 152]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class Section(BaseModel):
+    """Unknown keys fail, values keep their type (no "21" for 21), nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Data(Section):
+    data_root: str
+    train_list: str
+    val_list: str
+    classes: Annotated[int, Field(ge=2, le=255)]
+    names_path: str
+    colors_path: str
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [123.675, 116.28, 103.53]
+    std: Annotated[list[float], Field(min_length=3, max_length=3)] = [58.395, 57.12, 57.375]
+
+    @model_validator(mode="after")
+    def _check(self):
+        if min(self.std) <= 0:
+            raise ValueError("std must be above 0")
+        return self
+
+
+class Train(Section):
+    layers: Depth
+    stem: Literal["plain", "deep"] = "plain"
+    pretrained: str = "imagenet"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    sync_bn: bool = True
+    train_h: Annotated[int, Field(ge=9)]
+    train_w: Annotated[int, Field(ge=9)]
+    scale_min: Annotated[float, Field(gt=0)] = 0.5
+    scale_max: Annotated[float, Field(gt=0)] = 2.0
+    rotate_min: float = -10.0
+    rotate_max: float = 10.0
+    rotate_prob: Share = 0.5
+    blur_prob: Share = 0.5
+    flip_prob: Share = 0.5
+    zoom_factor: Literal[1, 2, 4, 8] = 8
+    ignore_label: Annotated[int, Field(ge=0, le=255)] = 255
+    aux_weight: NotNegative = 0.4
+    workers: Annotated[int, Field(ge=0)] = 4
+    batch_size: Positive = 16
+    accumulate: Positive = 1
+    batch_size_val: Positive = 8
+    base_lr: Annotated[float, Field(gt=0)] = 0.01
+    head_lr_factor: Annotated[float, Field(gt=0)] = 10.0
+    epochs: Positive = 50
+    power: NotNegative = 0.9
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NotNegative = 1e-4
+    manual_seed: Annotated[int, Field(ge=0)] | None = None
+    precision: Precision = "auto"
+    print_freq: Positive = 10
+    save_freq: Positive = 1
+    keep: Positive = 2
+    save_path: str
+    weight: str | None = None
+    resume: str | None = "auto"
+    evaluate: bool = False
+    pictures: Annotated[int, Field(ge=0)] = 4
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.scale_min > self.scale_max:
+            raise ValueError("scale_min is above scale_max")
+        if self.rotate_min > self.rotate_max:
+            raise ValueError("rotate_min is above rotate_max")
+        if self.batch_size % self.accumulate:
+            raise ValueError("accumulate must divide batch_size")
+        return self
+
+
+class Weights(Section):
+    ce: NotNegative = 1.0
+    kl: NotNegative = 1.0
+    aux_mse: NotNegative = 1.0
+    aux_ce: NotNegative = 0.4
+
+
+class Distill(Section):
+    teacher_layers: Depth = 50
+    teacher_path: str
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    weights: Weights = Weights()
+
+
+class Compare(Section):
+    teacher: str
+    student: str
+
+
+class Test(Section):
+    test_list: str
+    split: Literal["train", "val", "test"] = "val"
+    base_size: Positive
+    test_h: Annotated[int, Field(ge=9)]
+    test_w: Annotated[int, Field(ge=9)]
+    scales: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [1.0]
+    flip: bool = True
+    mode: Literal["slide", "whole"] = "slide"
+    precision: Precision = "auto"
+    has_prediction: bool = False
+    index_start: Annotated[int, Field(ge=0)] = 0
+    index_step: Annotated[int, Field(ge=0)] = 0
+    model_path: str
+    save_folder: str
+    compare: Compare | None = None
+
+
+class Config(Section):
+    data: Data = Field(alias="DATA")
+    train: Train = Field(alias="TRAIN")
+    distill: Distill | None = Field(alias="DISTILL", default=None)
+    test: Test = Field(alias="TEST")
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.train.ignore_label < self.data.classes:
+            raise ValueError(
+                f"TRAIN.ignore_label {self.train.ignore_label} is one of the {self.data.classes} classes; "
+                "take a value outside 0 .. DATA.classes - 1"
+            )
+        return self
+
+
+# Keys of semseg, of Pixelwise_Knowledge_Distillation_PSPNet18 and of PSPNet-knowledge-distillation that have
+# no place here, with what does their work.
+RETIRED = {
+    "TRAIN.arch": "the network is always PSPNet: remove it",
+    "TRAIN.train_gpu": "choose GPUs with CUDA_VISIBLE_DEVICES and start several with torchrun --nproc_per_node N",
+    "TRAIN.start_epoch": "TRAIN.resume knows where to go on: remove it",
+    "TRAIN.aux_s_weight": "write DISTILL.weights.aux_ce",
+    "TRAIN.temperature": "write DISTILL.temperature",
+    "TRAIN.alpha": "write DISTILL.weights.ce and DISTILL.weights.kl",
+    "TRAIN.teacher_path": "write DISTILL.teacher_path",
+    "TRAIN.use_ppm": "the pyramid pooling module is always there: remove it",
+    "TRAIN.compact": "PSANet is not part of this project: remove it",
+    "TRAIN.shrink_factor": "PSANet is not part of this project: remove it",
+    "TRAIN.mask_h": "PSANet is not part of this project: remove it",
+    "TRAIN.mask_w": "PSANet is not part of this project: remove it",
+    "TRAIN.psa_type": "PSANet is not part of this project: remove it",
+    "TRAIN.normalization_factor": "PSANet is not part of this project: remove it",
+    "TRAIN.psa_softmax": "PSANet is not part of this project: remove it",
+    "Distributed": "torchrun sets up the processes: remove the section",
+    "Distributed.dist_url": "torchrun sets the address: remove it",
+    "Distributed.dist_backend": "NCCL on CUDA and gloo on the CPU are chosen by themselves: remove it",
+    "Distributed.multiprocessing_distributed": "start with torchrun --nproc_per_node N: remove it",
+    "Distributed.world_size": "torchrun --nnodes and --nproc_per_node say it: remove it",
+    "Distributed.rank": "torchrun --node_rank says it: remove it",
+    "TEST.test_gpu": "choose the GPU with CUDA_VISIBLE_DEVICES",
+    "TEST.names_path": "write DATA.names_path",
+    "TEST.colors_path": "write DATA.colors_path",
+}

@@ -1,0 +1,84 @@
+"""What a training run says and leaves behind: console lines, metrics.jsonl, TensorBoard. Only rank 0 does."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from util import evaluate, run
+from util.config import Config
+from util.dataset import Pair, read_colors, read_image, read_names
+from util.errors import UserError
+
+PICTURE_HEIGHT = 240  # pixels, of the pictures in TensorBoard
+
+
+class Recorder:
+    """Opens the run's files in `folder`; lines of metrics.jsonl after epoch `done` are cut, they will come again."""
+
+    def __init__(self, cfg: Config, folder: Path, done: int, val: list[Pair]):
+        self.cfg, self.log = cfg, logging.getLogger("train")
+        self.no_bar = not (run.is_main() and sys.stderr.isatty())
+        self.colors = read_colors(cfg.data)
+        read_names(cfg.data)  # a wrong file should stop the run now, not the test after it
+        spread = np.linspace(0, len(val) - 1, min(cfg.train.pictures, len(val))).astype(int)
+        self.examples = [val[i] for i in spread]
+        if not run.is_main():
+            return
+        self.metrics = folder / "metrics.jsonl"
+        try:
+            kept = self.metrics.read_text().splitlines(keepends=True)[:done] if self.metrics.exists() else []
+            self.metrics.write_text("".join(kept))
+            self.writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder} (TRAIN.save_path): {error.strerror}") from None
+
+    def say(self, text: str) -> None:
+        self.log.info(text)
+
+    def steps(self, step: int, means: dict[str, float], lr: float, rate: float, where: str) -> None:
+        """The running means of an epoch, every print_freq steps; rate in images a second."""
+        if not run.is_main():
+            return
+        if self.no_bar:
+            terms = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+            self.say(f"{where}: {terms}, lr {lr:.2e}, {rate:.1f} images/s")
+        for name, value in {**means, "lr": lr, "images_per_second": rate}.items():
+            self.writer.add_scalar(f"step/{name}", value, step)
+
+    def epoch(self, line: dict[str, float], net) -> None:
+        """Add an epoch's line to metrics.jsonl and TensorBoard, with pictures of a few val images."""
+        if not run.is_main():
+            return
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            if name != "epoch":
+                self.writer.add_scalar(f"epoch/{name}", value, line["epoch"])
+        val = f", val mIoU {line['val_mIoU']:.4f}" if "val_mIoU" in line else ""
+        self.say(f"epoch {line['epoch']}: loss {line['loss']:.4f}, train mIoU {line['train_mIoU']:.4f}{val}")
+        self._pictures(line["epoch"], net)
+        self.writer.flush()
+
+    def _pictures(self, epoch: int, net) -> None:
+        """Image, truth and prediction side by side."""
+        protocol, dtype = evaluate.quick_protocol(self.cfg), run.precision(self.cfg.train.precision)
+        indices = range(len(self.examples))
+        for number, prediction, label in evaluate.predictions(net, self.examples, indices, self.cfg, protocol, dtype):
+            strip = [
+                read_image(self.examples[number].image),
+                self.colors[label.numpy()],
+                self.colors[prediction.cpu().numpy()],
+            ]
+            picture = np.concatenate(strip, 1)
+            width = round(picture.shape[1] * PICTURE_HEIGHT / picture.shape[0])
+            picture = cv2.resize(picture, (width, PICTURE_HEIGHT), interpolation=cv2.INTER_AREA)
+            self.writer.add_image(f"val/{number}", picture, epoch, dataformats="HWC")
+
+    def close(self) -> None:
+        if run.is_main():
+            self.writer.close()
