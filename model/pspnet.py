@@ -106,12 +106,17 @@ class PSPNet(nn.Module):
 
 
 def build(cfg: Config) -> PSPNet:
-    """The network that TRAIN describes, with TRAIN.pretrained in its backbone or all of TRAIN.weight in it."""
+    """The network that TRAIN describes: all of TRAIN.weight in it, or TRAIN.pretrained in its backbone.
+
+    A TRAIN.weight brings its own stem, recognised from its keys.
+    """
     train = cfg.train
-    net = PSPNet(train.layers, cfg.data.classes, train.stem, train.dropout)
     if train.weight:
-        _fill(net, checkpoint.network_state(train.weight, "student"), train.weight)
+        state = checkpoint.network_state(train.weight, "student")
+        net = PSPNet(train.layers, cfg.data.classes, _stem_of(state), train.dropout)
+        _fill(net, state, train.weight)
     else:
+        net = PSPNet(train.layers, cfg.data.classes, train.stem, train.dropout)
         backbone.load_pretrained(net, train.pretrained, train.layers, train.stem)
     return net
 
@@ -123,10 +128,13 @@ def load(path: str, layers: int, classes: int, part: str = "student", aux: bool 
     holds both. aux: take the auxiliary head, if there is one. Raises UserError naming what differs.
     """
     state = checkpoint.network_state(path, part)
-    stem = "deep" if "layer0.3.weight" in state else "plain"
-    net = PSPNet(layers, classes, stem, aux=aux and "aux.4.weight" in state)
+    net = PSPNet(layers, classes, _stem_of(state), aux=aux and "aux.4.weight" in state)
     _fill(net, state, path)
     return net
+
+
+def _stem_of(state: dict[str, Tensor]) -> str:
+    return "deep" if "layer0.3.weight" in state else "plain"
 
 
 def _fill(net: PSPNet, state: dict[str, Tensor], path: str) -> None:

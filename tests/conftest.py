@@ -128,14 +128,14 @@ def fails(script):
     return call
 
 
-def python(*command: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess:
+def python(*command: str, processes: int = 1, folder: Path = ROOT) -> subprocess.CompletedProcess:
     """Run a command of the project in a process of its own, under torchrun when there are several processes."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*launcher, *map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+        [*launcher, *map(str, command)], cwd=folder, env=env, capture_output=True, text=True, timeout=300
     )
 
 

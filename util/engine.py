@@ -53,6 +53,7 @@ def fit(cfg: Config, model: PSPNet, losses: Losses, weights: Mapping[str, float]
     batches = iter(train_loader(data, sampler, train.workers))
     for epoch in range(done + 1, train.epochs + 1):
         line = {"epoch": epoch, **_train_epoch(cfg, stepper, batches, epoch, sampler.per_epoch, recorder)}
+        _share_buffers(model)
         if train.evaluate:
             line |= _scores("val", evaluate.validate(model, val, cfg))
         recorder.epoch(line, model)
@@ -178,6 +179,13 @@ def _optimizer(cfg: Config, model: PSPNet) -> torch.optim.Optimizer:
     backbone, heads = model.parameter_groups()
     groups = [{"params": backbone, "factor": 1.0}, {"params": heads, "factor": train.head_lr_factor}]
     return torch.optim.SGD(groups, train.base_lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=True)
+
+
+def _share_buffers(model: nn.Module) -> None:
+    """Give every process the first one's BatchNorm statistics: those are saved, so those are to be scored."""
+    if run.world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def _distribute(cfg: Config, model: nn.Module) -> nn.Module:

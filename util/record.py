@@ -33,7 +33,7 @@ class Recorder:
         try:
             kept = self.metrics.read_text().splitlines(keepends=True)[:done] if self.metrics.exists() else []
             self.metrics.write_text("".join(kept))
-            self.writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+            self.writer = SummaryWriter(str(folder))
         except OSError as error:
             raise UserError(f"cannot write to {folder} (TRAIN.save_path): {error.strerror}") from None
 

@@ -1,0 +1,44 @@
+"""What README.md shows is true: the files that it names exist, and its worked example runs."""
+
+import re
+
+import numpy as np
+from conftest import ROOT, python, scene
+from PIL import Image
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_your_own_dataset(tmp_path):
+    """The section's three files and its YAML, word for word, in a copy of the layout; then one tiny epoch."""
+    yaml = re.search(r"```yaml\n(# (config/\S+):.*?)```", README, re.DOTALL)
+    listed = dict(re.findall(r"^    (dataset/roads/\S+\.txt) +one \w+ a line: (.*)$", README, re.MULTILINE))
+    names, colors, pairs = listed.values()
+    config = tmp_path / yaml[2]
+    config.parent.mkdir(parents=True)
+    base = re.search(r"base: (\S+)", yaml[1])[1]
+    config.write_text(yaml[1].replace(base, str((ROOT / "config/roads" / base).resolve())))
+    folder = tmp_path / "dataset" / "roads"
+    for name in ("image", "label", "list"):
+        (folder / name).mkdir(parents=True)
+    (folder / "roads_names.txt").write_text("\n".join(names.split(", ")))
+    (folder / "roads_colors.txt").write_text("\n".join(colors.split(", ")))
+    image_path, label_path = pairs.split("   ")[0].split()
+    for split in ("train", "val"):
+        (folder / "list" / f"{split}.txt").write_text(f"{image_path} {label_path}\n" * 4)
+    image, label = scene(np.random.default_rng(0), 40, 60)
+    Image.fromarray(image).save(folder / image_path)
+    Image.fromarray(np.where(label == 3, 2, label).astype(np.uint8)).save(folder / label_path)
+    tiny = "TRAIN.pretrained none TRAIN.epochs 1 TRAIN.batch_size 4 TRAIN.train_h 33 TRAIN.train_w 33 TRAIN.workers 0"
+    result = python(
+        str(ROOT / "train_18.py"), "--config", yaml[2], *tiny.split(), "TEST.base_size", "64", folder=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "exp/roads/pspnet18/model/train_epoch_1.pth").is_file()
+
+
+def test_files_that_it_names_exist():
+    for name in re.findall(r"(?:model|util|tool|config|figure)/[\w/]+\.(?:py|yaml|png)", README):
+        assert (ROOT / name).is_file() or "roads" in name, name
+    for script in re.findall(r"python ((?:train|test)_\w+\.py|[a-z]+/[\w/]+\.py)", README):
+        assert (ROOT / script).is_file(), script
