@@ -97,8 +97,10 @@ def _numbered(folder: Path) -> list[Path]:
     return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
-def newest(folder: Path) -> Path | None:
-    return next(reversed(_numbered(folder)), None)
+def newest_first(folder: Path) -> list[Path]:
+    """The run's checkpoints, from the one to go on from to the oldest; what a signal left comes before whole epochs."""
+    interrupted = folder / "interrupted.pth"
+    return [interrupted] * interrupted.is_file() + _numbered(folder)[::-1]
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -1,5 +1,6 @@
 """Lists, decoding, and batches."""
 
+import signal
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,8 +179,13 @@ def _collate(samples: list) -> tuple[Tensor, Tensor] | UserError:
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
 
 
-def _one_thread(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
+    # Ctrl-C and SLURM's warning reach every process of a job but are meant for the one that the workers serve.
+    # SIGTERM must work: it is how a process that exits ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def loader(data: Dataset, workers: int, **options) -> DataLoader:
@@ -187,7 +193,7 @@ def loader(data: Dataset, workers: int, **options) -> DataLoader:
     return DataLoader(
         data,
         num_workers=workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
         **options,

@@ -1,0 +1,160 @@
+"""Stopping and going on: whatever ends a run, the same command leads to the end of one that nothing ended."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, network
+
+from util import checkpoint
+from util.resume import Interrupt
+from util.step import Stepper
+
+EPOCHS = ["TRAIN.epochs", "3", "TRAIN.batch_size", "2", "TRAIN.save_freq", "1"]
+
+
+@pytest.fixture
+def command(tiny):
+    """command(folder) -> the distillation's command line, writing to `folder`."""
+    path = tiny.out / "teacher.pth"
+    torch.save({"state_dict": network().state_dict()}, path)
+    teacher = ["DISTILL.teacher_layers", "18", "DISTILL.teacher_path", str(path)]
+
+    def build(folder, *options):
+        return ["--config", tiny.path, *EPOCHS, *teacher, "TRAIN.save_path", str(folder), *options]
+
+    return build
+
+
+def start(arguments):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "train_50_18.py", *arguments],
+        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def same(first, second, epoch=3):
+    assert (first / "metrics.jsonl").read_text() == (second / "metrics.jsonl").read_text()
+    a, b = (checkpoint.read(folder / f"train_epoch_{epoch}.pth") for folder in (first, second))
+    for key, value in a["state_dict"].items():
+        assert torch.equal(value, b["state_dict"][key]), key
+    momenta = [[s["momentum_buffer"] for s in c["optimizer"]["state"].values()] for c in (a, b)]
+    assert all(torch.equal(x, y) for x, y in zip(*momenta, strict=True))
+    assert a["best"] == b["best"]
+
+
+def test_signals_in_the_middle_of_an_epoch(tiny, command, script, monkeypatch):
+    """Each stop exits with 75 and leaves a checkpoint; another number of workers goes on from it."""
+    whole, parts = tiny.out / "whole", tiny.out / "parts"
+    assert script("train_50_18.py", *command(whole)).status == 0
+    for stop, number in ((2, signal.SIGTERM), (5, signal.SIGUSR1), (9, signal.SIGINT)):
+        steps = []
+
+        def count(self, raw, step, real=Stepper.step, stop=stop, number=number, steps=steps):
+            real(self, raw, step)
+            steps.append(step)
+            if step == stop:
+                os.kill(os.getpid(), number)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Stepper, "step", count)
+            result = script("train_50_18.py", *command(parts, "TRAIN.workers", str(stop % 2)))
+        assert result.status == 75 and result.err == "", result
+        assert steps[-1] == stop and (parts / "interrupted.pth").is_file()
+    assert script("train_50_18.py", *command(parts)).status == 0
+    assert not (parts / "interrupted.pth").exists()
+    same(whole, parts)
+
+
+@pytest.mark.parametrize("kills", [3])
+def test_killed_at_random_moments(tiny, command, script, kills):
+    whole, parts = tiny.out / "whole", tiny.out / "parts"
+    assert script("train_50_18.py", *command(whole)).status == 0
+    rng = random.Random(0)
+    for _ in range(kills):
+        process = start(command(parts))
+        for line in process.stdout:
+            if "training on" in line:
+                break
+        time.sleep(rng.uniform(0, 1.5))
+        process.kill()
+        process.communicate()
+    process = start(command(parts))
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    same(whole, parts)
+
+
+def test_corrupt_checkpoint_is_set_aside(tiny, command, script):
+    whole, parts = tiny.out / "whole", tiny.out / "parts"
+    assert script("train_50_18.py", *command(whole)).status == 0
+    assert script("train_50_18.py", *command(parts)).status == 0
+    newest = parts / "train_epoch_3.pth"
+    newest.write_bytes(newest.read_bytes()[:50_000])
+    assert script("train_50_18.py", *command(parts)).status == 0
+    assert (parts / "train_epoch_3.pth.corrupt").is_file()
+    same(whole, parts)
+
+
+def test_changed_settings_are_named(tiny, command, fails, script):
+    folder = tiny.out / "run"
+    assert script("train_50_18.py", *command(folder, "TRAIN.epochs", "1")).status == 0
+    line = fails("train_50_18.py", *command(folder, "TRAIN.epochs", "1", "TRAIN.base_lr", "0.5"))
+    assert "TRAIN.base_lr (was 0.01, is 0.5)" in line
+    line = fails("train_50_18.py", *command(folder, "TRAIN.epochs", "2", "DISTILL.weights.kl", "3.0"))
+    assert "TRAIN.epochs (was 1, is 2)" in line and "DISTILL.weights.kl (was 1.0, is 3.0)" in line
+    free = "TRAIN.epochs 1 TRAIN.workers 1 TRAIN.print_freq 7 TRAIN.save_freq 4 TRAIN.keep 9 TRAIN.pictures 0".split()
+    assert script("train_50_18.py", *command(folder, *free)).status == 0
+
+
+def test_one_folder_one_run(tiny, command, fails, script):
+    folder = tiny.out / "run"
+    process = start(command(folder))
+    while not (folder / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        assert f"process {process.pid}" in fails("train_50_18.py", *command(folder))
+    finally:
+        process.kill()
+        process.communicate()
+    assert script("train_50_18.py", *command(folder)).status == 0  # a dead run leaves no lock behind
+
+
+def test_second_ctrl_c_does_not_wait():
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.agreed(True)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+
+def test_metrics_hold_no_timings(tiny, command, script):
+    assert script("train_50_18.py", *command(tiny.out / "run")).status == 0
+    for line in (tiny.out / "run" / "metrics.jsonl").read_text().splitlines():
+        assert all(np.isfinite(value) for value in json.loads(line).values())
+        assert not {"seconds", "time", "images_per_second"} & set(json.loads(line))
+
+
+def test_a_worker_that_dies(tiny, command):
+    """One error, no hang; the same command goes on."""
+    process = start(command(tiny.out / "run", "TRAIN.workers", "1", "TRAIN.epochs", "200"))
+    for line in process.stdout:
+        if "epoch 1:" in line:
+            break
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [pid for pid in children if "train_50_18.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(int(workers[0]), signal.SIGKILL)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, out
+    assert "error: a process that loads images died" in out and "Traceback" not in out
