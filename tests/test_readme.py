@@ -38,7 +38,7 @@ def test_your_own_dataset(tmp_path):
 
 
 def test_files_that_it_names_exist():
-    for name in re.findall(r"(?:model|util|tool|config|figure)/[\w/]+\.(?:py|yaml|png)", README):
+    for name in re.findall(r"(?:model|util|tool|config|figure|benchmark)/[\w/]+\.(?:py|yaml|png)", README):
         assert (ROOT / name).is_file() or "roads" in name, name
     for script in re.findall(r"python ((?:train|test)_\w+\.py|[a-z]+/[\w/]+\.py)", README):
         assert (ROOT / script).is_file(), script

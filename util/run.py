@@ -87,18 +87,18 @@ def processes():
         dist.destroy_process_group()
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(keep: bool = True) -> None:
     """Let glibc keep freed memory instead of giving each large tensor's pages back and faulting them in again.
 
     On a CPU, PyTorch takes every tensor from malloc, whose default returns blocks of over 128 KiB to the kernel at
-    once: a quarter of a PSPNet-50 step went into page faults (benchmark/step.py measures it).
+    once, and a good part of a step goes into page faults (benchmark/step.py measures it). keep=False restores that.
     """
     if torch.cuda.is_available() or not sys.platform.startswith("linux"):
         return
     with contextlib.suppress(OSError, AttributeError):  # another C library: slower, not wrong
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30 if keep else 128 << 10)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1 if keep else 128 << 10)
 
 
 class _Parser(argparse.ArgumentParser):
