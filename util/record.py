@@ -17,6 +17,13 @@ from util.errors import UserError
 PICTURE_HEIGHT = 240  # pixels, of the pictures in TensorBoard
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write `path` whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 class Recorder:
     """Opens the run's files in `folder`; lines of metrics.jsonl after epoch `done` are cut, they will come again."""
 
@@ -31,8 +38,9 @@ class Recorder:
             return
         self.metrics = folder / "metrics.jsonl"
         try:
-            kept = self.metrics.read_text().splitlines(keepends=True)[:done] if self.metrics.exists() else []
-            self.metrics.write_text("".join(kept))
+            if self.metrics.exists():
+                kept = self.metrics.read_text().splitlines(keepends=True)[:done]
+                replace_text(self.metrics, "".join(kept))
             self.writer = SummaryWriter(str(folder))
         except OSError as error:
             raise UserError(f"cannot write to {folder} (TRAIN.save_path): {error.strerror}") from None
@@ -54,8 +62,11 @@ class Recorder:
         """Add an epoch's line to metrics.jsonl and TensorBoard, with pictures of a few val images."""
         if not run.is_main():
             return
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.metrics} ({error.strerror}); make room, then start again") from None
         for name, value in line.items():
             if name != "epoch":
                 self.writer.add_scalar(f"epoch/{name}", value, line["epoch"])

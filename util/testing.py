@@ -17,6 +17,7 @@ from util.config import Config
 from util.dataset import Pair, read_colors, read_image, read_label, read_list, read_names
 from util.errors import UserError
 from util.metric import Scores, confusion_matrix
+from util.record import replace_text
 
 
 def test(cfg: Config) -> None:
@@ -27,19 +28,24 @@ def test(cfg: Config) -> None:
     """
     t = cfg.test
     pairs = read_list(t.test_list, "TEST.test_list", cfg.data.data_root, labelled=t.split != "test")
+    maps = map_names(pairs, Path(t.save_folder))  # of the whole list: a part must not name its maps otherwise
     end = t.index_start + t.index_step if t.index_step else len(pairs)
-    pairs = pairs[t.index_start : end]
+    pairs, maps = pairs[t.index_start : end], maps[t.index_start : end]
     if not pairs:
         raise UserError(f"TEST.index_start {t.index_start} is past the end of {t.test_list}")
     names = read_names(cfg.data)
     if t.has_prediction and t.split == "test":
         raise UserError("TEST.has_prediction scores existing maps, but TEST.split test has no labels to score them by")
-    matrix = _score_existing(pairs, cfg) if t.has_prediction else _predict(pairs, cfg)
+    matrix = _score_existing(pairs, maps, cfg) if t.has_prediction else _predict(pairs, maps, cfg)
     if t.split == "test" or not run.is_main():
         return
     metrics = report(matrix, names, cfg, len(pairs))
     path = Path(t.save_folder, "metrics.json")
-    path.write_text(json.dumps(metrics, indent=1) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(metrics, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path} (TEST.save_folder): {error.strerror}") from None
     print(table(metrics))
     print(f"{protocol_line(metrics['protocol'])}\nwritten to {path}")
 
@@ -54,12 +60,11 @@ def map_names(pairs: list[Pair], folder: Path) -> list[str]:
     return names
 
 
-def _predict(pairs: list[Pair], cfg: Config) -> torch.Tensor:
+def _predict(pairs: list[Pair], maps: list[str], cfg: Config) -> torch.Tensor:
     t, classes, device = cfg.test, cfg.data.classes, run.device()
     dtype = run.precision(t.precision)
     net = pspnet.load(t.model_path, cfg.train.layers, classes, aux=False).to(device).freeze()
     folder, palette = Path(t.save_folder), read_colors(cfg.data)
-    names = map_names(pairs, folder)
     try:
         for kind in ("gray", "color"):
             (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -75,7 +80,7 @@ def _predict(pairs: list[Pair], cfg: Config) -> torch.Tensor:
         ):
             if label is not None:
                 matrix += confusion_matrix(prediction, label.to(device), classes)
-            done.append(writer.submit(_write, prediction.cpu().numpy(), palette, folder, names[index]))
+            done.append(writer.submit(_write, prediction.cpu().numpy(), palette, folder, maps[index]))
     for future in done:
         future.result()
     return evaluate.add_up(matrix)
@@ -91,12 +96,11 @@ def _write(gray: NDArray[np.uint8], palette: NDArray[np.uint8], folder: Path, na
         raise UserError(f"cannot write {name}.png to {folder} ({error.strerror})") from None
 
 
-def _score_existing(pairs: list[Pair], cfg: Config) -> torch.Tensor:
+def _score_existing(pairs: list[Pair], maps: list[str], cfg: Config) -> torch.Tensor:
     classes, folder = cfg.data.classes, Path(cfg.test.save_folder, "gray")
     matrix = torch.zeros(classes, classes, dtype=torch.int64)
-    names = map_names(pairs, folder)
     for index in tqdm(evaluate.share(len(pairs)), "score", leave=False, disable=None if run.is_main() else True):
-        pair, path = pairs[index], folder / f"{names[index]}.png"
+        pair, path = pairs[index], folder / f"{maps[index]}.png"
         if not path.is_file():
             raise UserError(f"{path} does not exist; test without TEST.has_prediction first")
         shape = read_image(pair.image).shape[:2]
