@@ -116,6 +116,14 @@ def test_changed_settings_are_named(tiny, command, fails, script):
     assert script("train_50_18.py", *command(folder, *free)).status == 0
 
 
+def test_starting_anew_among_later_checkpoints_is_refused(tiny, command, fails, script):
+    folder = tiny.out / "run"
+    assert script("train_50_18.py", *command(folder)).status == 0
+    line = fails("train_50_18.py", *command(folder, "TRAIN.resume", ""))
+    assert "train_epoch_3.pth is from a later epoch" in line and "TRAIN.save_path" in line
+    assert (folder / "train_epoch_3.pth").is_file() and len((folder / "metrics.jsonl").read_text().splitlines()) == 3
+
+
 def test_one_folder_one_run(tiny, command, fails, script):
     folder = tiny.out / "run"
     process = start(command(folder))

@@ -8,6 +8,8 @@ in dataset/shapes, others beside their runs.
 """
 
 import argparse
+import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -27,32 +29,40 @@ def config_file(dataset: str, run: str) -> str:
     return f"config/{dataset}/{dataset}_{run}.yaml"
 
 
-def overrides(dataset: str, seed: int, out: Path, data: Path | None) -> dict[str, list[str]]:
-    """For each run, the overrides that put what it writes under `out`; `data` is where generated scenes lie."""
+def overrides(dataset: str, seed: int, out: Path, data: Path | None, given: list[str]) -> dict[str, list[str]]:
+    """For each run, the overrides that put what it writes under `out`, then those `given` on the command line.
+
+    data: where generated scenes lie. DISTILL's keys go to the run that has them.
+    """
     common = ["TRAIN.manual_seed", str(seed)]
+    pairs = list(zip(given[::2], given[1::2], strict=False))
+    plain = [part for pair in pairs if not pair[0].startswith("DISTILL.") for part in pair]
     if data:
         common += ["DATA.data_root", str(data)]
         common += [part for key in ("DATA.val_list", "TEST.test_list") for part in (key, f"{data}/list/val.txt")]
         common += ["DATA.train_list", f"{data}/list/train.txt"]
     result, models = {}, {}
     for run in RUNS.values():
-        last = Path(config.load(ROOT / config_file(dataset, run)).test.model_path).name
-        models[run] = f"{out / run}/model/{last}"
+        epochs = config.load(config_file(dataset, run), plain).train.epochs
+        models[run] = f"{out / run}/model/train_epoch_{epochs}.pth"
         paths = {"TRAIN.save_path": out / run / "model", "TEST.model_path": models[run]}
         paths["TEST.save_folder"] = out / run / "result"
         result[run] = common + [str(part) for pair in paths.items() for part in pair]
     for name, run in (("teacher", "pspnet50"), ("student", "pspnet18")):
         result["pspnet50_18"] += [f"TEST.compare.{name}", f"{out / run}/result/metrics.json"]
     result["pspnet50_18"] += ["DISTILL.teacher_path", models["pspnet50"]]
-    return result
+    return {run: keys + (given if run == "pspnet50_18" else plain) for run, keys in result.items()}
 
 
 def call(*command: str) -> None:
     """Run a Python script of the project; exit with its status when it fails."""
     print("\n$ python", *command, flush=True)
-    status = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
-    if status:
-        sys.exit(status)
+    process = subprocess.Popen([sys.executable, *command])
+    while process.poll() is None:
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the script, too: it saves and ends by itself
+            process.wait()
+    if process.returncode:
+        sys.exit(process.returncode)
 
 
 def main() -> None:
@@ -64,22 +74,20 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     out = arguments.out or Path("exp", arguments.dataset, *([f"seed_{arguments.seed}"] if arguments.seed else []))
     start = time.monotonic()
+    os.chdir(ROOT)  # where the scripts and the paths of the config files are
     try:
         data = None
         if arguments.dataset == "shapes":
             data = out / "data" if arguments.seed else Path("dataset/shapes")
-            if not (ROOT / data / "list/val.txt").exists():
+            if not (data / "list/val.txt").exists():
                 call("dataset/shapes/prepare.py", "--seed", str(arguments.seed), "--out", str(data))
-        settings = overrides(arguments.dataset, arguments.seed, out, data)
+        settings = overrides(arguments.dataset, arguments.seed, out, data, arguments.overrides)
         for depth, run in RUNS.items():
             for verb in ("train", "test"):
-                options = [*settings[run], *arguments.overrides]
-                call(f"{verb}_{depth}.py", "--config", config_file(arguments.dataset, run), *options)
-        cfg = config.load(
-            ROOT / config_file(arguments.dataset, "pspnet50_18"), settings["pspnet50_18"] + arguments.overrides
-        )
+                call(f"{verb}_{depth}.py", "--config", config_file(arguments.dataset, run), *settings[run])
+        cfg = config.load(config_file(arguments.dataset, "pspnet50_18"), settings["pspnet50_18"])
         results = {"teacher": "pspnet50", "student alone": "pspnet18", "distilled": "pspnet50_18"}
-        comparison(cfg, {name: ROOT / out / run / "result" for name, run in results.items()}, ROOT / out)
+        comparison(cfg, {name: out / run / "result" for name, run in results.items()}, out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

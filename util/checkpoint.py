@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, read without running code, everyone's names understood."""
 
 import contextlib
+import errno
 import os
 import pickle
 import re
@@ -12,6 +13,10 @@ import torch
 from torch import Tensor
 
 from util.errors import UserError
+
+
+class Damaged(UserError):
+    """A file that was a checkpoint, or should be one, and is not whole."""
 
 
 def exists(path: str | Path) -> bool:
@@ -42,14 +47,21 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"checkpoint {path} does not exist") from None
+        raise UserError(f"checkpoint {path} does not exist; train it first, or correct the path") from None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # torch's word for an archive without its end
+            raise Damaged(f"{path} is cut short") from None
+        raise UserError(f"checkpoint {path} cannot be read ({error.strerror or error})") from None
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
-        what = f"it wants to run {found[1]}" if found else "it is not one that torch wrote"
-        raise UserError(f"{path} is refused: {what}; only tensors and plain values are read") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        if not found:
+            raise Damaged(f"{path} is not a checkpoint that torch wrote, or is cut short") from None
+        raise UserError(
+            f"{path} is refused: it wants to run {found[1]}; only tensors and plain values are read"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is not a readable checkpoint, or is cut short ({reason:.120})") from None
+        raise Damaged(f"{path} is not a readable checkpoint, or is cut short ({reason:.120})") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a dict with a state_dict in it")
     return dict(content)
@@ -91,7 +103,7 @@ def check_match(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], pat
         raise UserError(f"{path} does not hold {what}: {'; '.join(faults)}")
 
 
-def _numbered(folder: Path) -> list[Path]:
+def numbered(folder: Path) -> list[Path]:
     """The run's train_epoch_N.pth, oldest first."""
     found = [(re.fullmatch(r"train_epoch_(\d+)\.pth", path.name), path) for path in folder.glob("train_epoch_*.pth")]
     return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
@@ -100,10 +112,14 @@ def _numbered(folder: Path) -> list[Path]:
 def newest_first(folder: Path) -> list[Path]:
     """The run's checkpoints, from the one to go on from to the oldest; what a signal left comes before whole epochs."""
     interrupted = folder / "interrupted.pth"
-    return [interrupted] * interrupted.is_file() + _numbered(folder)[::-1]
+    return [interrupted] * interrupted.is_file() + numbered(folder)[::-1]
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` of the run's checkpoints; best.pth is not one of them."""
-    for path in _numbered(folder)[:-keep]:
+def epoch_of(path: Path) -> int:
+    return int(path.stem.rpartition("_")[2])
+
+
+def prune(folder: Path, keep: int, epoch: int) -> None:
+    """Remove all but the newest `keep` of the run's checkpoints up to `epoch`; best.pth is not one of them."""
+    for path in [path for path in numbered(folder) if epoch_of(path) <= epoch][:-keep]:
         path.unlink(missing_ok=True)

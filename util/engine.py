@@ -19,6 +19,8 @@ from util.record import Recorder
 from util.resume import Interrupt, Progress, lock, named_worker_death, resume
 from util.step import Losses, Stepper, optimizer
 
+MEETING = 10  # steps between two times that several processes ask each other whether one was told to stop
+
 
 def fit(cfg: Config, model: PSPNet, losses: Losses, weights: Mapping[str, float]) -> None:
     """Train `model` for TRAIN.epochs, writing checkpoints, metrics.jsonl and TensorBoard files to TRAIN.save_path.
@@ -89,7 +91,7 @@ def _train_epoch(
             means = stepper.means(f"step {i} of epoch {epoch}")
             rate = train.batch_size * (i - first + 1) / (time.perf_counter() - start)
             recorder.steps(progress.step, means, stepper.lr, rate, f"{title}, step {i}")
-        if i < steps and interrupt.agreed(i % train.print_freq == 0):
+        if i < steps and interrupt.agreed(meeting=i == 1 or i % MEETING == 0):
             stepper.means(f"step {i} of epoch {epoch}")  # nothing that is not finite may be saved
             progress.partial = stepper.state()
             progress.save("interrupted.pth")

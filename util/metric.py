@@ -14,8 +14,10 @@ def confusion_matrix(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
     """
     label, prediction = label.long(), prediction.long()
     valid = (label >= 0) & (label < classes)
-    index = label[valid] * classes + prediction[valid]
-    return torch.bincount(index, minlength=classes**2).reshape(classes, classes)
+    # Void goes to a bin of its own: selecting by mask, and bincount, would each wait for a GPU.
+    index = torch.where(valid, label * classes + prediction, classes**2).flatten()
+    counts = torch.zeros(classes**2 + 1, dtype=torch.int64, device=label.device)
+    return counts.scatter_add_(0, index, torch.ones_like(index))[:-1].view(classes, classes)
 
 
 class Scores(NamedTuple):

@@ -24,6 +24,14 @@ def replace_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def _epoch(line: str) -> float:
+    """The epoch of a line of metrics.jsonl; infinity for one that a kill broke off."""
+    try:
+        return json.loads(line)["epoch"]
+    except ValueError:
+        return float("inf")
+
+
 class Recorder:
     """Opens the run's files in `folder`; lines of metrics.jsonl after epoch `done` are cut, they will come again."""
 
@@ -39,8 +47,7 @@ class Recorder:
         self.metrics = folder / "metrics.jsonl"
         try:
             if self.metrics.exists():
-                kept = self.metrics.read_text().splitlines(keepends=True)[:done]
-                replace_text(self.metrics, "".join(kept))
+                replace_text(self.metrics, "".join(line for line in self.metrics.open() if _epoch(line) <= done))
             self.writer = SummaryWriter(str(folder))
         except OSError as error:
             raise UserError(f"cannot write to {folder} (TRAIN.save_path): {error.strerror}") from None

@@ -53,7 +53,7 @@ class Progress:
         checkpoint.save(content, self.folder / name)
         if name.startswith("train_epoch_"):
             (self.folder / "interrupted.pth").unlink(missing_ok=True)
-            checkpoint.prune(self.folder, self.cfg.train.keep)
+            checkpoint.prune(self.folder, self.cfg.train.keep, content["epoch"])
 
     def load(self, content: dict[str, Any], path: Path) -> None:
         absent = [key for key in ("step", "best", "seed", "settings", "state_dict", "optimizer") if key not in content]
@@ -110,6 +110,12 @@ def resume(cfg: Config, folder: Path, model: PSPNet, optimizer: torch.optim.Opti
     if found[0]:
         progress.load(checkpoint.read(found[0]), Path(found[0]))
         log.info("going on from %s", found[0])
+    epoch = progress.step // progress.settings["steps an epoch"]
+    later = [path for path in checkpoint.numbered(folder) if checkpoint.epoch_of(path) > epoch]
+    if later and cfg.train.resume != "auto":
+        raise UserError(
+            f"{later[-1]} is from a later epoch of another run; choose another TRAIN.save_path, or TRAIN.resume auto"
+        )
     return progress
 
 
@@ -118,7 +124,7 @@ def _newest_whole(folder: Path) -> str | None:
         try:
             checkpoint.read(path)
             return str(path)
-        except UserError as error:
+        except checkpoint.Damaged as error:
             aside = path.with_name(f"{path.name}.corrupt")
             path.replace(aside)
             log.warning("warning: %s; set aside as %s", error, aside.name)
@@ -195,7 +201,7 @@ def lock(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot make or write {folder} (TRAIN.save_path): {error.strerror}") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by DataLoader workers
         except OSError:
             file.seek(0)
             holder = file.read().strip() or "unknown"

@@ -37,7 +37,10 @@ def is_main() -> bool:
 def device() -> torch.device:
     """The one place that picks the device: this process's GPU when there is one, the CPU otherwise."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        index, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if index >= count:
+            raise UserError(f"there are {count} GPUs for more processes; lower torchrun's --nproc_per_node")
+        return torch.device("cuda", index)
     return torch.device("cpu")
 
 
@@ -81,10 +84,9 @@ def processes():
         torch.cuda.set_device(device())
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    # Not after an error: the others would not come, and torchrun ends them as soon as this process is gone.
+    dist.destroy_process_group()
 
 
 def keep_freed_memory(keep: bool = True) -> None:

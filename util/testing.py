@@ -165,7 +165,10 @@ def compare(cfg: Config) -> None:
     if missing:
         print(f"no comparison yet, not tested: {', '.join(missing)}")
         return
-    runs = {name: json.loads(Path(path).read_text()) for name, path in files.items()}
+    try:
+        runs = {name: json.loads(Path(path).read_text()) for name, path in files.items()}
+    except ValueError:
+        raise UserError(f"one of {', '.join(files.values())} is no JSON; test that network again") from None
     print(f"\n{'':14}  mIoU %  mAcc %   acc %")
     for name, m in runs.items():
         print(f"{name:14}  {100 * m['mIoU']:6.2f}  {100 * m['mAcc']:6.2f}  {100 * m['allAcc']:6.2f}")

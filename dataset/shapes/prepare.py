@@ -136,7 +136,8 @@ def main() -> None:
     try:
         write(arguments.out, arguments.seed, {"train": arguments.train, "val": arguments.val})
     except OSError as error:
-        sys.exit(f"error: cannot write {arguments.out} ({error.strerror})")
+        print(f"error: cannot write {arguments.out} ({error.strerror})", file=sys.stderr)
+        sys.exit(2)
     print(f"shapes: {arguments.train} + {arguments.val} scenes of seed {arguments.seed} in {arguments.out}")
 
 

@@ -212,7 +212,7 @@ def main() -> None:
         if not (voc and sbd):
             raise UserError("name both sources, --voc and --sbd, or --download FOLDER")
         prepare(voc, sbd, arguments.out, arguments.subset)
-    except (UserError, PermissionError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
