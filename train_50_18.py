@@ -1,35 +1,38 @@
 """Distil the teacher, a frozen PSPNet-ResNet50, into the student, a PSPNet-ResNet18.
 
-total = ce * CE(s, y) + kl * T^2 KL(t || s) + aux_mse * MSE(aux_s, aux_t) + aux_ce * CE(aux_s, y), weights from YAML
+total = ce * CE(s, y) + kl * T^2 KL(t || s) + aux_mse * MSE(aux_s, aux_t) + aux_ce * CE(aux_s, y), weights from YAML,
+and, for each of DISTILL.hints, weight * loss(layer of s, layer of t)
 """
 
 import torch
 
 from model import pspnet
 from model.distill.features import mse
-from model.distill.logits import kl
+from model.distill.hints import Hints
+from model.distill.logits import kl, standardise
 from model.loss import supervised
-from util import engine, run
+from util import engine, run, teacher
 
 
 def main(cfg):
-    dtype = run.precision(cfg.train.precision)
-    teacher = pspnet.load_teacher(cfg, dtype, run.device())
-    student = pspnet.build(cfg)
+    net_t = pspnet.load_teacher(cfg)
+    dtype = next(net_t.parameters()).dtype
+    hints = Hints(cfg, pspnet.build(cfg), net_t)
+    scores = standardise if cfg.distill.standardise else lambda logits: logits
 
     def losses(student, batch):
-        with torch.no_grad():
-            t = teacher(batch.image.to(dtype))
+        with torch.no_grad(), run.autocast(dtype):
+            t = net_t(batch.image.to(dtype))
         s = student(batch.image)
-        labels, coarse = batch.labels(cfg.train.zoom_factor), batch.labels(1)
-        terms = supervised(s, labels)
-        terms["kl"] = kl(s.logits, t.logits, coarse, cfg.distill.temperature)
+        valid = batch.valid(1)
+        terms = supervised(s, batch.labels(cfg.train.zoom_factor))
+        terms["kl"] = kl(scores(s.logits), scores(t.logits), valid, temperature=cfg.distill.temperature)
         if t.aux is not None:  # else load_teacher has seen to it that aux_mse weighs 0
-            terms["aux_mse"] = mse(s.aux, t.aux, coarse)
-        return s.logits, terms
+            terms["aux_mse"] = mse(s.aux, t.aux, valid)
+        return s.logits, terms | hints(s, t, batch)
 
-    weights = cfg.distill.weights.model_dump(exclude=None if teacher.aux else {"aux_mse"})
-    engine.fit(cfg, student, losses, weights)
+    weights = cfg.distill.weights.model_dump(exclude=None if net_t.aux else {"aux_mse"})
+    engine.fit(cfg, hints.student, losses, weights | hints.weights, first=lambda: teacher.report(cfg, net_t))
 
 
 if __name__ == "__main__":

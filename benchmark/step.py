@@ -60,7 +60,7 @@ def make_step(kind: str, plain: bool, size: argparse.Namespace) -> Callable[[], 
             if teacher:
                 with torch.no_grad():
                     target = teacher(image.to(dtype))
-                loss = loss + kl(out.logits, target.logits, coarse, 2.0) + mse(out.aux, target.aux, coarse)
+                loss = loss + kl(out.logits, target.logits, coarse) + mse(out.aux, target.aux, coarse)
         sgd.zero_grad()
         loss.backward()
         sgd.step()

@@ -9,10 +9,16 @@ from torch import Tensor
 from model.pspnet import Output
 
 
+def markers(ignore_label: int) -> tuple[int, int]:
+    """The two label values that mark padding and pixels of unlabelled images: the largest but ignore_label."""
+    padding, unlabelled = [value for value in (255, 254, 253) if value != ignore_label][:2]
+    return padding, unlabelled
+
+
 class Labels(NamedTuple):
     """A batch's labels on one grid of points.
 
-    label: (N, h, w) int64, class index or ignore_label. mask: (N, h, w) bool, where the label counts.
+    label: (N, h, w) int64: class index, ignore_label, or one of `markers`. mask: (N, h, w) bool, where a term counts.
     count: the number that a sum over this batch is divided by. It is the number of valid positions of the batch,
     or, where a batch is spread over processes and forward passes, of all of it divided by how many share it: so
     the mean of the shares' losses is the mean over the whole batch's valid positions, not a mean of means.
@@ -40,6 +46,11 @@ def sample(label: Tensor, zoom_factor: int) -> Tensor:
     return label
 
 
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32 or float64: exponentials and sums need more than bfloat16's 8 bits."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def masked_mean(values: Tensor, labels: Labels) -> Tensor:
     """Mean of `values` (N, h, w) over the valid positions; 0 when there is none."""
     return torch.where(labels.mask, values, 0).sum() / labels.count
@@ -47,7 +58,7 @@ def masked_mean(values: Tensor, labels: Labels) -> Tensor:
 
 def cross_entropy(logits: Tensor, labels: Labels) -> Tensor:
     """Mean cross entropy over valid pixels. logits (N, C, h, w) are first resized to the labels' grid."""
-    logits = logits.float()
+    logits = wide(logits)
     if logits.shape[2:] != labels.label.shape[1:]:
         logits = F.interpolate(logits, labels.label.shape[1:], mode="bilinear", align_corners=True)
     return F.cross_entropy(logits, labels.label.where(labels.mask, -100), reduction="sum") / labels.count

@@ -9,11 +9,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model import backbone
 from model.conv import WideConv2d
-from util import checkpoint
+from util import checkpoint, run
 from util.config import Config
 from util.errors import UserError
 
 BINS = (1, 2, 3, 6)
+ZOOM = {"layer1": 2} | dict.fromkeys(  # zoom_factor of each layer's grid: 2 is stride 4, 1 is stride 8
+    ("layer2", "layer3", "layer4", "ppm", "feature", "aux_feature", "aux", "logits"), 1
+)
 
 
 class Output(NamedTuple):
@@ -22,6 +25,14 @@ class Output(NamedTuple):
     logits: Tensor  # (N, classes, ...) at stride 8
     aux: Tensor | None  # (N, classes, ...) at stride 8; None when the network has no auxiliary head
     features: dict[str, Tensor]  # layer1 (stride 4), layer2 .. layer4, ppm, feature, aux_feature (stride 8)
+
+    def layer(self, name: str) -> Tensor:
+        """A layer of ZOOM by its name. `feature` and `aux_feature` are what the last 1x1 convolutions read."""
+        return {"logits": self.logits, "aux": self.aux}.get(name, self.features.get(name))
+
+    def grid(self, name: str) -> tuple[int, int]:
+        """Height and width that a layer of this name has for the same image, in any PSPNet."""
+        return tuple((self.features["layer1"] if ZOOM[name] == 2 else self.logits).shape[2:])
 
 
 class PPM(nn.Module):
@@ -86,6 +97,13 @@ class PSPNet(nn.Module):
         features["aux_feature"] = self.aux[:4](features["layer3"])
         return Output(logits, self.aux[4](features["aux_feature"]), features)
 
+    def channels(self) -> dict[str, int]:
+        """Channels of each layer that Output.layer gives; without an auxiliary head aux and aux_feature are absent."""
+        spec = backbone.RESNETS[self.layers]
+        widths = {f"layer{i}": 32 * 2**i * spec.block.expansion for i in (1, 2, 3, 4)}
+        widths |= {"ppm": 2 * widths["layer4"], "feature": 512, "logits": self.classes}
+        return widths if self.aux is None else widths | {"aux_feature": spec.aux_channels, "aux": self.classes}
+
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters of the backbone and of the heads: the latter are new and learn faster."""
         backbone_, heads = [], []
@@ -145,8 +163,11 @@ def _fill(net: PSPNet, state: dict[str, Tensor], path: str) -> None:
     net.load_state_dict(state)
 
 
-def load_teacher(cfg: Config, dtype: torch.dtype, device: torch.device) -> PSPNet:
-    """The frozen teacher of DISTILL on `device`. Raises UserError, saying how to make one, when it is not there."""
+def load_teacher(cfg: Config) -> PSPNet:
+    """The frozen teacher of DISTILL, on the device and in DISTILL.precision (or else TRAIN.precision).
+
+    Raises UserError, saying how to make one, when it is not there.
+    """
     if cfg.distill is None:
         raise UserError("the config has no DISTILL section; see config/voc2012/voc2012_pspnet50_18.yaml")
     path = cfg.distill.teacher_path
@@ -158,4 +179,4 @@ def load_teacher(cfg: Config, dtype: torch.dtype, device: torch.device) -> PSPNe
     teacher = load(path, cfg.distill.teacher_layers, cfg.data.classes, part="teacher")
     if teacher.aux is None and cfg.distill.weights.aux_mse > 0:
         raise UserError(f"{path}: the teacher has no auxiliary head; set DISTILL.weights.aux_mse to 0")
-    return teacher.to(device).freeze(dtype)
+    return teacher.to(run.device()).freeze(run.precision(cfg.distill.precision or cfg.train.precision))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from model.distill.features import mse
 from model.distill.logits import kl
-from model.loss import Labels, cross_entropy, sample
-from util.dataset import Batch
+from model.loss import Labels, cross_entropy, markers, sample
+from util.batch import Batch
 
 VOID = 255
 
@@ -30,15 +30,17 @@ ONE = labels_of([[[0]]])
 def test_kl_golden():
     # teacher (3/4, 1/4), student (1/2, 1/2): 0.75 ln 1.5 + 0.25 ln 0.5
     expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert kl(two_class(0), two_class(math.log(3)), ONE, 1.0).item() == pytest.approx(expected, rel=1e-6)
+    assert kl(two_class(0), two_class(math.log(3)), ONE, temperature=1.0).item() == pytest.approx(expected, rel=1e-6)
     # at T = 2 the logits that give the same probabilities are twice as large, and the factor is T^2
-    assert kl(two_class(0), two_class(2 * math.log(3)), ONE, 2.0).item() == pytest.approx(4 * expected, rel=1e-6)
+    assert kl(two_class(0), two_class(2 * math.log(3)), ONE, temperature=2.0).item() == pytest.approx(
+        4 * expected, rel=1e-6
+    )
 
 
 def test_kl_direction():
-    there = kl(two_class(0), two_class(2), ONE, 1.0)
+    there = kl(two_class(0), two_class(2), ONE, temperature=1.0)
     assert there.item() == pytest.approx(0.32781, abs=1e-5)
-    assert kl(two_class(2), two_class(0), ONE, 1.0).item() == pytest.approx(0.43378, abs=1e-5)
+    assert kl(two_class(2), two_class(0), ONE, temperature=1.0).item() == pytest.approx(0.43378, abs=1e-5)
 
 
 def test_cross_entropy_golden():
@@ -52,7 +54,7 @@ def test_mse_golden():
 
 
 LOSSES = {
-    "kl": lambda s, t, labels: kl(s, t, labels, 2.0),
+    "kl": lambda s, t, labels: kl(s, t, labels, temperature=2.0),
     "mse": mse,
     "ce": lambda s, _, labels: cross_entropy(s, labels),
 }
@@ -142,3 +144,16 @@ def test_shares_of_a_batch_add_up_to_the_whole():
     assert torch.stack(parts).mean().item() == pytest.approx(whole.item(), rel=1e-6)
     means = [cross_entropy(p, labels_of(y)).item() for p, y in zip(logits.chunk(2), label.chunk(2), strict=True)]
     assert sum(means) / 2 != pytest.approx(whole.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("ignore", [255, 254, 11])
+def test_what_counts_where(ignore):
+    """Labelled, void, padding, unlabelled: supervised terms see the first, the others what DISTILL.mask says."""
+    padding, unlabelled = markers(ignore)
+    assert len({padding, unlabelled, ignore}) == 3 and min(padding, unlabelled) >= 253
+    label = torch.tensor([[[3, ignore], [padding, unlabelled]]])
+    batch = Batch(torch.zeros(1, 3, 2, 2), label, ignore)
+    assert batch.labels(8).mask.tolist() == [[[True, False], [False, False]]] and batch.labels(8).count == 1
+    assert batch.valid(8).mask.tolist() == [[[True, False], [False, True]]] and batch.valid(8).count == 2
+    everywhere = Batch(torch.zeros(1, 3, 2, 2), label, ignore, "unpadded")
+    assert everywhere.valid(8).mask.tolist() == [[[True, True], [False, True]]] and everywhere.labels(8).count == 1

@@ -1,10 +1,12 @@
 """Augmentation: image and label stay together, what lies outside is void, draws depend on the key alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from conftest import VOID
 
-from util.dataset import StepSampler, TrainData
+from util.loader import StepSampler, TrainData
 from util.transform import Augment
 
 # A label that can be read off its image: class = (red > 128) + 2 * (green > 128).
@@ -82,11 +84,33 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(tiny):
     assert not np.array_equal(first[3, 5][0], TrainData(cfg, seed=8)[3, 5][0])
 
 
-def test_sampler_visits_each_image_once_an_epoch_and_starts_anywhere():
-    whole = list(StepSampler(10, 5, 3, seed=1))
+def sampler(tiny, seed, start=0):
+    """Of 10 labelled images in batches of 5, for 3 epochs."""
+    cfg = tiny.load("TRAIN.batch_size", "5", "TRAIN.epochs", "3")
+    return list(StepSampler(SimpleNamespace(labelled=10, unlabelled=0, seed=seed), cfg.train, start))
+
+
+def test_sampler_visits_each_image_once_an_epoch_and_starts_anywhere(tiny):
+    whole = sampler(tiny, 1)
     assert len(whole) == 6
     for epoch in range(3):
         keys = whole[2 * epoch] + whole[2 * epoch + 1]
         assert sorted(index for _, index in keys) == list(range(10)) and {e for e, _ in keys} == {epoch}
-    assert list(StepSampler(10, 5, 3, seed=1, start=3)) == whole[3:]
-    assert list(StepSampler(10, 5, 3, seed=2)) != whole
+    assert sampler(tiny, 1, start=3) == whole[3:]
+    assert sampler(tiny, 2) != whole
+
+
+def test_unlabelled_images_come_in_a_row_of_their_own(tiny):
+    cfg = tiny.load("TRAIN.batch_size", "4", "TRAIN.accumulate", "2", "TRAIN.epochs", "3")
+    train = cfg.train.model_copy(update={"unlabelled_per_batch": 2})
+    data = SimpleNamespace(labelled=10, unlabelled=3, seed=1)
+    whole = list(StepSampler(data, train))
+    unlabelled = [key for batch in whole for key in batch if key[1] >= 10]
+    assert [len(batch) for batch in whole] == [6] * 6
+    assert all([index >= 10 for _, index in batch] == [False, False, True] * 2 for batch in whole)  # halves alike
+    for row in range(4):  # 12 places are 4 permutations of the 3 images
+        assert sorted(unlabelled[3 * row : 3 * row + 3]) == [(row, 10), (row, 11), (row, 12)]
+    assert list(StepSampler(data, train, 4)) == whole[4:]
+    labelled = [[key for key in batch if key[1] < 10] for batch in whole]
+    alone = StepSampler(SimpleNamespace(labelled=10, unlabelled=0, seed=1), cfg.train)
+    assert labelled == list(alone)  # the labelled ones come as they would alone

@@ -47,7 +47,9 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"checkpoint {path} does not exist; train it first, or correct the path") from None
+        best = Path(path).with_name("best.pth")
+        instead = f" ({best} is there)" if best.is_file() else ""
+        raise UserError(f"checkpoint {path} does not exist; train it first, or correct the path{instead}") from None
     except OSError as error:
         if error.errno == errno.EINVAL:  # torch's word for an archive without its end
             raise Damaged(f"{path} is cut short") from None

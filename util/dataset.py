@@ -1,25 +1,16 @@
-"""Lists, decoding, and batches."""
+"""Lists and decoding."""
 
-import signal
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
-from model.loss import Labels, sample
-from util import run
 from util.config import Config, Data
 from util.errors import UserError
-from util.transform import Augment
 
 
 class Pair(NamedTuple):
@@ -126,120 +117,3 @@ def read_colors(data: Data) -> NDArray[np.uint8]:
     if not data.classes <= len(colors) <= 256:
         raise UserError(f"{data.colors_path} has {len(colors)} colours, DATA.classes is {data.classes}")
     return np.vstack([colors, np.zeros((256 - len(colors), 3), np.uint8)])
-
-
-class TrainData(Dataset):
-    """Augmented crops. A key is (epoch, index), and a crop is a function of (seed, epoch, index) alone."""
-
-    def __init__(self, cfg: Config, seed: int):
-        self.cfg, self.seed, self.augment = cfg, seed, Augment(cfg)
-        self.pairs = read_list(cfg.data.train_list, "DATA.train_list", cfg.data.data_root)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | UserError:
-        epoch, index = key
-        try:
-            image, label = read_pair(self.pairs[index], self.cfg)
-        except UserError as error:  # raised in a worker it would come back wrapped in the worker's traceback
-            return error
-        return self.augment(image, label, np.random.default_rng((self.seed, epoch, index)))
-
-
-class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Yields this process's keys (epoch, index) for each step from `start` on, over all epochs.
-
-    Every epoch is a permutation drawn from (seed, epoch); the last images that do not fill a batch sit out.
-    """
-
-    def __init__(self, images: int, batch_size: int, epochs: int, seed: int, start: int = 0):
-        self.images, self.batch_size, self.seed = images, batch_size, seed
-        self.per_epoch = images // batch_size
-        self.start, self.steps = start, epochs * self.per_epoch
-
-    def __len__(self) -> int:
-        return self.steps - self.start
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order, drawn = np.empty(0), -1
-        for step in range(self.start, self.steps):
-            epoch, position = divmod(step, self.per_epoch)
-            if epoch != drawn:
-                order, drawn = np.random.default_rng((self.seed, epoch)).permutation(self.images), epoch
-            batch = order[position * self.batch_size : (position + 1) * self.batch_size]
-            yield [(epoch, int(index)) for index in batch[run.rank() :: run.world_size()]]
-
-
-def _collate(samples: list) -> tuple[Tensor, Tensor] | UserError:
-    for item in samples:
-        if isinstance(item, UserError):
-            return item
-    images, labels = zip(*samples, strict=True)
-    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
-
-
-def _start_worker(_worker: int) -> None:
-    cv2.setNumThreads(0)  # the workers are the parallelism
-    # Ctrl-C and SLURM's warning reach every process of a job but are meant for the one that the workers serve.
-    # SIGTERM must work: it is how a process that exits ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def loader(data: Dataset, workers: int, **options) -> DataLoader:
-    """A DataLoader that leaves the global random state alone and pins memory where there is a GPU."""
-    return DataLoader(
-        data,
-        num_workers=workers,
-        worker_init_fn=_start_worker,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
-        **options,
-    )
-
-
-def train_loader(data: TrainData, sampler: StepSampler, workers: int) -> DataLoader:
-    return loader(data, workers, batch_sampler=sampler, collate_fn=_collate)
-
-
-class Batch:
-    """What a loss sees: `image` (N, 3, H, W), normalised, and `labels(zoom_factor)` at any grid.
-
-    A batch may be one of several shares (processes, and forward passes with TRAIN.accumulate) of a whole one;
-    see Labels.count.
-    """
-
-    def __init__(self, image: Tensor, label: Tensor, ignore_label: int, whole: Tensor | None = None, shares: int = 1):
-        self.image, self.label, self.ignore_label = image, label, ignore_label
-        self._whole, self._shares = label if whole is None else whole, shares
-        self._cache: dict[int, Labels] = {}
-
-    def labels(self, zoom_factor: int) -> Labels:
-        """The labels at (H - 1) * zoom_factor // 8 + 1 points a side: 8 is every pixel, 1 is stride 8."""
-        if zoom_factor not in self._cache:
-            label = sample(self.label, zoom_factor)
-            count = (sample(self._whole, zoom_factor) != self.ignore_label).sum().float()
-            if run.world_size() > 1:
-                dist.all_reduce(count)
-            count = (count / (self._shares * run.world_size())).clamp(min=1e-6)
-            self._cache[zoom_factor] = Labels(label, label != self.ignore_label, count)
-        return self._cache[zoom_factor]
-
-    def split(self, parts: int) -> Iterator["Batch"]:
-        """`parts` batches of equal size, which share this batch's count of valid positions."""
-        for image, label in zip(self.image.chunk(parts), self.label.chunk(parts), strict=True):
-            yield Batch(image, label, self.ignore_label, self.label, parts)
-
-
-class Normalize:
-    """uint8 or float (N, H, W, 3) -> float32 (N, 3, H, W) on the device, minus mean, over std, channels last."""
-
-    def __init__(self, data: Data, device: torch.device):
-        self.mean = torch.tensor(data.mean, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(data.std, device=device).view(1, 3, 1, 1)
-
-    def __call__(self, image: Tensor) -> Tensor:
-        image = image.to(self.mean.device, non_blocking=True).permute(0, 3, 1, 2)
-        return (image.float() - self.mean) / self.std

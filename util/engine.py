@@ -1,7 +1,7 @@
 """fit(): the one training loop. What is learned comes from the script's `losses`; everything else is here."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -9,61 +9,85 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from model.distill.adapters import Adapted
 from model.pspnet import PSPNet
 from util import evaluate, run
 from util.config import Config
-from util.dataset import StepSampler, TrainData, read_list, train_loader
+from util.dataset import read_list
 from util.errors import UserError
+from util.loader import StepSampler, TrainData, train_loader
 from util.metric import Scores
 from util.record import Recorder
 from util.resume import Interrupt, Progress, lock, named_worker_death, resume
+from util.schedule import Weights
 from util.step import Losses, Stepper, optimizer
 
 MEETING = 10  # steps between two times that several processes ask each other whether one was told to stop
 
 
-def fit(cfg: Config, model: PSPNet, losses: Losses, weights: Mapping[str, float]) -> None:
+def fit(
+    cfg: Config,
+    model: PSPNet | Adapted,
+    losses: Losses,
+    weights: Mapping[str, float],
+    first: Callable[[], None] | None = None,
+) -> None:
     """Train `model` for TRAIN.epochs, writing checkpoints, metrics.jsonl and TensorBoard files to TRAIN.save_path.
 
-    losses(model, batch) -> (logits at stride 8, {name: scalar term}); the total is the sum of weights[name] * term.
-    Each term is logged by its name, as it is, without its weight. Goes on from the newest checkpoint if there is one
-    (TRAIN.resume). On SIGTERM, SIGINT or SIGUSR1 it finishes the step, saves, and exits with status 75. Raises
-    UserError when terms and weights do not match, and when a term is no longer finite.
+    losses(model, batch) -> (logits at stride 8, {name: scalar term}); the total is the sum of weights[name] * term,
+    each weight following its schedule in DISTILL.schedules. Each term is logged by its name, as it is, without its
+    weight. first: called once, before a run's first step. Goes on from the newest checkpoint if there is one
+    (TRAIN.resume). On SIGTERM, SIGINT or SIGUSR1 it finishes the step, saves, and exits with status 75. Ends early
+    after TRAIN.patience epochs without a better val mIoU. Raises UserError when terms and weights do not match, and
+    when a term is no longer finite.
     """
     train, device = cfg.train, run.device()
+    weights = Weights(weights, cfg.distill.schedules if cfg.distill else {}, train.epochs)
     _check_batch(cfg)
     folder = Path(train.save_path)
+    net = model.net if isinstance(model, Adapted) else model
     with lock(folder), named_worker_death(), Interrupt() as interrupt:
         model.to(device, memory_format=torch.channels_last)
         descent = optimizer(cfg, model)
         progress = resume(cfg, folder, model, descent)
         data = TrainData(cfg, progress.seed)
-        sampler = StepSampler(len(data), train.batch_size, train.epochs, progress.seed, progress.step)
+        sampler = StepSampler(data, train, progress.step)
         if sampler.per_epoch == 0:
             raise UserError(
-                f"{cfg.data.train_list} has {len(data)} images, fewer than TRAIN.batch_size {train.batch_size}"
+                f"{cfg.data.train_list} has {data.labelled} images, fewer than TRAIN.batch_size {train.batch_size}"
             )
         val = read_list(cfg.data.val_list, "DATA.val_list", cfg.data.data_root)
         done = progress.step // sampler.per_epoch
         recorder = Recorder(cfg, folder, done, val)
-        stepper = Stepper(cfg, model, descent, losses, weights, progress.seed, sampler.steps)
+        stepper = Stepper(cfg, model, descent, losses, weights, progress.seed, sampler.per_epoch)
+        more = f" and {data.unlabelled} unlabelled" if data.unlabelled else ""
         recorder.say(
-            f"training on {device.type} in {run.precision(train.precision)}, {len(data)} images, seed {progress.seed}, "
-            f"{done} of {train.epochs} epochs done, writing to {folder}"
+            f"training on {device.type} in {run.precision(train.precision)}, {data.labelled} images{more}, seed "
+            f"{progress.seed}, {done} of {train.epochs} epochs done, writing to {folder}"
         )
+        if first and not progress.step:
+            first()
         batches = iter(train_loader(data, sampler, train.workers))
         for epoch in range(done + 1, train.epochs + 1):
+            if progress.exhausted(epoch - 1):  # resumed after it had ended
+                break
             line = _train_epoch(cfg, stepper, batches, epoch, sampler.per_epoch, recorder, progress, interrupt)
-            _share_buffers(model)
+            _share_buffers(net)
             if train.evaluate:
-                line |= _scores("val", evaluate.validate(model, val, cfg))
-            recorder.epoch(line, model)
-            improved = line.get("val_mIoU", -1.0) > progress.best
-            progress.best = max(progress.best, line.get("val_mIoU", -1.0))
-            if improved:
+                line |= _scores("val", evaluate.validate(net, val, cfg))
+                line["gap"] = line["train_mIoU"] - line["val_mIoU"]
+            recorder.epoch(line, net)
+            if line.get("val_mIoU", -1.0) > progress.best:
+                progress.best, progress.best_epoch = line["val_mIoU"], epoch
                 progress.save("best.pth")
-            if epoch % train.save_freq == 0 or epoch == train.epochs:
+            if epoch % train.save_freq == 0 or epoch == train.epochs or progress.exhausted(epoch):
                 progress.save(f"train_epoch_{epoch}.pth")
+        epoch = progress.step // sampler.per_epoch
+        if epoch < train.epochs:
+            recorder.say(
+                f"ended after epoch {epoch}: no better val mIoU in {train.patience} epochs (TRAIN.patience); the best "
+                f"one, {progress.best:.4f} of epoch {progress.best_epoch}, is in {folder / 'best.pth'}"
+            )
         recorder.close()
 
 
@@ -97,7 +121,9 @@ def _train_epoch(
             progress.save("interrupted.pth")
             recorder.close()
             interrupt.leave(f"stopped after step {i} of {title}; the same command goes on from there")
-    return {"epoch": epoch, "lr": stepper.lr, **means, **_scores("train", evaluate.add_up(stepper.matrix))}
+    moving = {f"weight_{name}": stepper.weights.at(epoch)[name] for name in stepper.weights.schedules}
+    scores = _scores("train", evaluate.add_up(stepper.matrix))
+    return {"epoch": epoch, "lr": stepper.lr, **means, **moving, **stepper.shares, **scores}
 
 
 def _check_batch(cfg: Config) -> None:

@@ -15,9 +15,11 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from util import run
+from util.batch import Normalize
 from util.config import Config
-from util.dataset import Normalize, Pair, loader, read_image, read_pair
+from util.dataset import Pair, read_image, read_pair
 from util.errors import UserError
+from util.loader import loader
 from util.metric import confusion_matrix
 
 STRIDE_RATE = 2 / 3  # of the crop, between neighbouring windows
@@ -161,12 +163,12 @@ def share(count: int) -> range:
     return range(run.rank(), count, run.world_size())
 
 
-def validate(net: nn.Module, pairs: list[Pair], cfg: Config) -> Tensor:
-    """The confusion matrix of quick validation over all processes, (classes, classes)."""
+def validate(net: nn.Module, pairs: list[Pair], cfg: Config, dtype: torch.dtype | None = None) -> Tensor:
+    """The confusion matrix of quick validation over all processes, (classes, classes); dtype: else TRAIN.precision."""
     classes, train = cfg.data.classes, cfg.train
     matrix = torch.zeros(classes, classes, dtype=torch.int64, device=run.device())
     mine = share(len(pairs))
-    dtype, workers = run.precision(train.precision), min(train.workers, len(mine))
+    dtype, workers = dtype or run.precision(train.precision), min(train.workers, len(mine))
     for _, prediction, label in predictions(net, pairs, mine, cfg, quick_protocol(cfg), dtype, workers, "validate"):
         matrix += confusion_matrix(prediction, label.to(prediction.device), classes)
     return add_up(matrix)

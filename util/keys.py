@@ -9,9 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Depth = Literal[18, 34, 50, 101, 152]
 Precision = Literal["auto", "fp32", "bf16"]
+Layer = Literal["layer1", "layer2", "layer3", "layer4", "ppm", "feature", "aux_feature", "aux", "logits"]
 
 
 class Section(BaseModel):
@@ -24,7 +26,8 @@ class Data(Section):
     data_root: str
     train_list: str
     val_list: str
-    classes: Annotated[int, Field(ge=2, le=255)]
+    unlabelled_list: str | None = None
+    classes: Annotated[int, Field(ge=2, le=253)]  # of a label's 256 values, three are spoken for: see model/loss.py
     names_path: str
     colors_path: str
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [123.675, 116.28, 103.53]
@@ -45,8 +48,8 @@ class Train(Section):
     sync_bn: bool = True
     train_h: Annotated[int, Field(ge=9)]
     train_w: Annotated[int, Field(ge=9)]
-    scale_min: Annotated[float, Field(gt=0)] = 0.5
-    scale_max: Annotated[float, Field(gt=0)] = 2.0
+    scale_min: AboveZero = 0.5
+    scale_max: AboveZero = 2.0
     rotate_min: float = -10.0
     rotate_max: float = 10.0
     rotate_prob: Share = 0.5
@@ -57,10 +60,11 @@ class Train(Section):
     aux_weight: NotNegative = 0.4
     workers: Annotated[int, Field(ge=0)] = 4
     batch_size: Positive = 16
+    unlabelled_per_batch: Annotated[int, Field(ge=0)] = 0
     accumulate: Positive = 1
     batch_size_val: Positive = 8
-    base_lr: Annotated[float, Field(gt=0)] = 0.01
-    head_lr_factor: Annotated[float, Field(gt=0)] = 10.0
+    base_lr: AboveZero = 0.01
+    head_lr_factor: AboveZero = 10.0
     epochs: Positive = 50
     power: NotNegative = 0.9
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -74,6 +78,8 @@ class Train(Section):
     weight: str | None = None
     resume: str | None = "auto"
     evaluate: bool = False
+    patience: Positive | None = None
+    gradient_shares: bool = True
     pictures: Annotated[int, Field(ge=0)] = 4
 
     @model_validator(mode="after")
@@ -84,6 +90,10 @@ class Train(Section):
             raise ValueError("rotate_min is above rotate_max")
         if self.batch_size % self.accumulate:
             raise ValueError("accumulate must divide batch_size")
+        if self.unlabelled_per_batch % self.accumulate:
+            raise ValueError("accumulate must divide unlabelled_per_batch")
+        if self.patience and not self.evaluate:
+            raise ValueError("patience counts epochs by their val mIoU: set evaluate to True")
         return self
 
 
@@ -94,11 +104,34 @@ class Weights(Section):
     aux_ce: NotNegative = 0.4
 
 
+class Hint(Section):
+    """A loss's own options (temperature, patch ...) may stand beside these; model/distill/hints.py checks them."""
+
+    model_config = ConfigDict(extra="allow")
+    layer: Layer
+    teacher_layer: Layer | None = None
+    loss: str
+    weight: NotNegative | None = None
+    standardise: bool = False
+
+
+class Schedule(Section):
+    shape: Literal["constant", "linear", "cosine"]
+    start: NotNegative = Field(alias="from", default=0.0)
+    until: AboveZero | None = None
+
+
 class Distill(Section):
     teacher_layers: Depth = 50
     teacher_path: str
-    temperature: Annotated[float, Field(gt=0)] = 2.0
+    precision: Precision | None = None
+    check_images: Annotated[int, Field(ge=0)] = 4
+    mask: Literal["labelled", "unpadded"] = "labelled"
+    temperature: AboveZero = 2.0
+    standardise: bool = False
     weights: Weights = Weights()
+    hints: list[Hint] = []
+    schedules: dict[str, Schedule] = {}
 
 
 class Compare(Section):
@@ -112,7 +145,7 @@ class Test(Section):
     base_size: Positive
     test_h: Annotated[int, Field(ge=9)]
     test_w: Annotated[int, Field(ge=9)]
-    scales: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [1.0]
+    scales: Annotated[list[AboveZero], Field(min_length=1)] = [1.0]
     flip: bool = True
     mode: Literal["slide", "whole"] = "slide"
     precision: Precision = "auto"
@@ -137,6 +170,10 @@ class Config(Section):
                 f"TRAIN.ignore_label {self.train.ignore_label} is one of the {self.data.classes} classes; "
                 "take a value outside 0 .. DATA.classes - 1"
             )
+        if bool(self.data.unlabelled_list) != bool(self.train.unlabelled_per_batch):
+            raise ValueError("DATA.unlabelled_list and TRAIN.unlabelled_per_batch go together: set both or neither")
+        if self.data.unlabelled_list and not self.distill:
+            raise ValueError("DATA.unlabelled_list needs a teacher (DISTILL): without one its images teach nothing")
         return self
 
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from util import evaluate, run
+from util import evaluate, overfit, run
 from util.config import Config
 from util.dataset import Pair, read_colors, read_image, read_names
 from util.errors import UserError
@@ -77,8 +77,14 @@ class Recorder:
         for name, value in line.items():
             if name != "epoch":
                 self.writer.add_scalar(f"epoch/{name}", value, line["epoch"])
-        val = f", val mIoU {line['val_mIoU']:.4f}" if "val_mIoU" in line else ""
+        val = f", val mIoU {line['val_mIoU']:.4f}, gap {line['gap']:.4f}" if "val_mIoU" in line else ""
         self.say(f"epoch {line['epoch']}: loss {line['loss']:.4f}, train mIoU {line['train_mIoU']:.4f}{val}")
+        shares = {name.removeprefix("share_"): value for name, value in line.items() if name.startswith("share_")}
+        if len(shares) > 2:  # of two terms, everybody knows
+            text = ", ".join(f"{name} {100 * value:.0f} %" for name, value in shares.items())
+            self.say(f"epoch {line['epoch']}: shares of the gradient at the student's shared layer: {text}")
+        if warning := overfit.warning([json.loads(text) for text in self.metrics.open()]):
+            self.log.warning(f"warning: {warning}")
         self._pictures(line["epoch"], net)
         self.writer.flush()
 

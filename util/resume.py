@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
+from model.distill.adapters import Adapted
 from model.pspnet import PSPNet
 from util import checkpoint, run
 from util.config import Config
@@ -25,9 +27,10 @@ TO_BE_CONTINUED = 75  # exit status EX_TEMPFAIL: nothing is wrong, run the same 
 # Keys that cannot change what is learned, and so may change between start and resume. The training list may move: its
 # content is compared.
 FREE = {
-    "DATA": {"data_root", "train_list", "val_list", "names_path", "colors_path"},
+    "DATA": {"data_root", "train_list", "unlabelled_list", "val_list", "names_path", "colors_path"},
     "TRAIN": {"workers", "batch_size_val", "print_freq", "save_freq", "keep", "save_path", "weight", "pretrained"}
-    | {"resume", "evaluate", "pictures"},
+    | {"resume", "evaluate", "patience", "gradient_shares", "pictures"},
+    "DISTILL": {"check_images"},
     "TEST": None,  # all of it
 }
 
@@ -37,9 +40,12 @@ log = logging.getLogger("resume")
 class Progress:
     """How far a run is, and what its checkpoints hold beside that. Only rank 0 writes."""
 
-    def __init__(self, cfg: Config, folder: Path, model: PSPNet, optimizer: torch.optim.Optimizer, seed: int):
-        self.cfg, self.folder, self.model, self.optimizer, self.seed = cfg, folder, model, optimizer, seed
-        self.step, self.best = 0, -1.0
+    def __init__(self, cfg: Config, folder: Path, model: PSPNet | Adapted, optimizer: torch.optim.Optimizer, seed: int):
+        self.cfg, self.folder, self.optimizer, self.seed = cfg, folder, optimizer, seed
+        self.modules: dict[str, nn.Module] = {"state_dict": model}  # what testing loads is the network alone
+        if isinstance(model, Adapted):
+            self.modules = {"state_dict": model.net, "adapters": model.adapters}
+        self.step, self.best, self.best_epoch = 0, -1.0, 0
         self.partial: dict[str, Any] | None = None  # of an epoch that a signal broke off
         self.settings = _settings(cfg)
 
@@ -47,19 +53,25 @@ class Progress:
         """Write a checkpoint; one of a whole epoch replaces what a signal left, and older ones beyond TRAIN.keep."""
         if not run.is_main():
             return
-        content = {key: getattr(self, key) for key in ("step", "best", "seed", "partial", "settings")}
+        content = {key: getattr(self, key) for key in ("step", "best", "best_epoch", "seed", "partial", "settings")}
         content["epoch"] = self.step // self.settings["steps an epoch"]
-        content |= {"state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        content |= {key: module.state_dict() for key, module in self.modules.items()}
+        content["optimizer"] = self.optimizer.state_dict()
         checkpoint.save(content, self.folder / name)
         if name.startswith("train_epoch_"):
             (self.folder / "interrupted.pth").unlink(missing_ok=True)
             checkpoint.prune(self.folder, self.cfg.train.keep, content["epoch"])
 
+    def exhausted(self, epoch: int) -> bool:
+        """Whether val mIoU has not risen for TRAIN.patience epochs, up to `epoch`."""
+        patience = self.cfg.train.patience
+        return bool(patience) and epoch - self.best_epoch >= patience
+
     def load(self, content: dict[str, Any], path: Path) -> None:
-        absent = [key for key in ("step", "best", "seed", "settings", "state_dict", "optimizer") if key not in content]
+        needed = ("step", "best", "best_epoch", "seed", "settings", *self.modules, "optimizer")
+        absent = [key for key in needed if key not in content]
         if absent:
             raise UserError(f"{path} cannot be resumed: it has no {', '.join(absent)}; give it as TRAIN.weight instead")
-        checkpoint.check_match(content["state_dict"], self.model.state_dict(), path, f"this PSPNet-{self.model.layers}")
         then = content["settings"]
         if changed := [f"{key} (was {then.get(key)}, is {self.settings.get(key)})"
                        for key in {**then, **self.settings} if then.get(key) != self.settings.get(key)]:  # fmt: skip
@@ -67,9 +79,13 @@ class Progress:
                 f"{path} was trained with other settings: {', '.join(changed)}; take them back, or start anew with "
                 "another TRAIN.save_path"
             )
-        self.model.load_state_dict(content["state_dict"])
+        for key, module in self.modules.items():
+            checkpoint.check_match(content[key], module.state_dict(), path, f"this run's network ({key})")
+            module.load_state_dict(content[key])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.step, self.best, self.seed = content["step"], content["best"], content["seed"]
+        self.step, self.best, self.best_epoch, self.seed = (
+            content[key] for key in ("step", "best", "best_epoch", "seed")
+        )
         self.partial = content.get("partial")
 
 
@@ -88,13 +104,16 @@ def _settings(cfg: Config) -> dict[str, Any]:
         free = FREE.get(section, set())
         if keys is not None and free is not None:
             walk({key: value for key, value in keys.items() if key not in free}, f"{section}.")
-    lines = [line.split() for line in read_text(cfg.data.train_list, "DATA.train_list") if line.strip()]
-    flat["content of DATA.train_list"] = hashlib.sha256(repr(lines).encode()).hexdigest()[:12]
-    flat["steps an epoch"] = len(lines) // cfg.train.batch_size or 1
+    for key in ("train_list", "unlabelled_list"):
+        if path := getattr(cfg.data, key):
+            lines = [line.split() for line in read_text(path, f"DATA.{key}") if line.strip()]
+            flat[f"content of DATA.{key}"] = hashlib.sha256(repr(lines).encode()).hexdigest()[:12]
+            if key == "train_list":
+                flat["steps an epoch"] = len(lines) // cfg.train.batch_size or 1
     return flat
 
 
-def resume(cfg: Config, folder: Path, model: PSPNet, optimizer: torch.optim.Optimizer) -> Progress:
+def resume(cfg: Config, folder: Path, model: PSPNet | Adapted, optimizer: torch.optim.Optimizer) -> Progress:
     """The run's progress, with model and optimizer as TRAIN.resume names them: auto takes the newest whole checkpoint.
 
     One that is cut short is set aside under another name, with a warning, and the one before it is taken. Raises

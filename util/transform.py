@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from model.loss import markers
 from util.config import Config
 
 BLUR = 5  # kernel side of the Gaussian blur, in pixels, as in semseg
@@ -14,12 +15,14 @@ class Augment:
 
     Scale: uniform in [scale_min, scale_max]. Rotation: about the centre, uniform in [rotate_min, rotate_max]
     degrees, with probability rotate_prob. Crop: uniform over the positions inside; what is smaller than the crop
-    is centred. What lies outside the image is the mean colour and ignore_label.
+    is centred. What lies outside the image is the mean colour, and in the label the marker of padding: it is kept
+    apart from ignore_label, since a teacher can teach where people did not label.
     """
 
     def __init__(self, cfg: Config):
         self.train = cfg.train
         self.mean = tuple(round(value) for value in cfg.data.mean)
+        self.padding, _ = markers(cfg.train.ignore_label)
 
     def matrix(self, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Draw the 2x3 matrix that takes source pixel coordinates (x, y) to those of the crop."""
@@ -49,7 +52,7 @@ class Augment:
         matrix = self.matrix(*label.shape, rng)
         size = (t.train_w, t.train_h)
         image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=self.mean)
-        label = cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST, borderValue=t.ignore_label)
+        label = cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST, borderValue=self.padding)
         if rng.random() < t.blur_prob:
             image = cv2.GaussianBlur(image, (BLUR, BLUR), 0)
         return image, label

@@ -1,19 +1,99 @@
-"""Distillation losses on class scores."""
+"""Distillation losses on class scores: student and teacher are logits (N, C, h, w), labels on the same (h, w).
 
+Labels are those of the places where the term counts; dkd alone looks at the classes. No gradient reaches the teacher.
+"""
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.loss import Labels, masked_mean
+from model.loss import Labels, masked_mean, wide
+from util.keys import AboveZero, NotNegative
 
 
-def kl(student: Tensor, teacher: Tensor, labels: Labels, temperature: float) -> Tensor:
+def standardise(logits: Tensor) -> Tensor:
+    """Each pixel's logits minus their mean over classes, over their standard deviation: (N, C, h, w), float32.
+
+    Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024. A student then need not match how large
+    the teacher's logits are, only their relation. To be applied to both before any loss below.
+    """
+    logits = wide(logits)
+    centred = logits - logits.mean(1, keepdim=True)
+    return centred / (centred.square().mean(1, keepdim=True) + 1e-12).sqrt()
+
+
+def kl(student: Tensor, teacher: Tensor, labels: Labels, *, temperature: AboveZero = 2.0) -> Tensor:
     """T^2 * mean over valid pixels of KL(softmax(teacher / T) || softmax(student / T)), summed over classes.
 
-    student, teacher: logits (N, C, h, w); labels on the same (h, w). No gradient reaches the teacher.
     Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; per pixel in Liu et al., CVPR 2019.
     The factor T^2 keeps the gradient's size when T changes.
     """
-    log_p = F.log_softmax(teacher.detach().float() / temperature, 1)
-    log_q = F.log_softmax(student.float() / temperature, 1)
+    log_p = F.log_softmax(wide(teacher.detach()) / temperature, 1)
+    log_q = F.log_softmax(wide(student) / temperature, 1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(1)
     return temperature**2 * masked_mean(divergence, labels)
+
+
+def dkd(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Labels,
+    *,
+    temperature: AboveZero = 2.0,
+    alpha: NotNegative = 1.0,
+    beta: NotNegative = 1.0,
+) -> Tensor:
+    """T^2 * mean over labelled pixels of alpha * KL(target or not) + beta * KL(among the other classes).
+
+    Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022: kl is the same with beta = 1 - p(target), so that a
+    confident teacher says little about the other classes; here beta is free (published: 1 to 8). Needs labels.
+    """
+    classes = torch.arange(student.shape[1], device=student.device).view(1, -1, 1, 1)
+    target = classes == labels.label.where(labels.mask, 0).unsqueeze(1)
+
+    def parts(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log p(target), log p(not target), both (N, h, w), and log p(class | not target), -inf at the target."""
+        log_p = F.log_softmax(wide(logits) / temperature, 1)
+        others = log_p.masked_fill(target, -torch.inf)
+        log_rest = others.logsumexp(1)
+        return log_p.masked_fill(~target, 0).sum(1), log_rest, others - log_rest.unsqueeze(1)
+
+    log_t, log_rest_t, others_t = parts(teacher.detach())
+    log_s, log_rest_s, others_s = parts(student)
+    binary = log_t.exp() * (log_t - log_s) + log_rest_t.exp() * (log_rest_t - log_rest_s)
+    among = (others_t.exp() * (others_t - others_s).masked_fill(target, 0)).sum(1)
+    return temperature**2 * masked_mean(alpha * binary + beta * among, labels)
+
+
+def dist(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Labels,
+    *,
+    temperature: AboveZero = 1.0,
+    inter: NotNegative = 1.0,
+    intra: NotNegative = 1.0,
+) -> Tensor:
+    """T^2 * (inter * (1 - Pearson over classes, mean of pixels) + intra * (1 - Pearson over pixels, mean of classes)).
+
+    Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, on softmax(logits / T). The second
+    part correlates over all valid pixels of the batch (of a process's share and of an accumulated pass), as
+    published; a class that the teacher gives the same probability everywhere has nothing to correlate and counts 0.
+    """
+    p = F.softmax(wide(teacher.detach()) / temperature, 1)
+    q = F.softmax(wide(student) / temperature, 1)
+    pixels = 1 - _pearson(q, p, torch.ones_like(p), 1)
+    weight = labels.mask.to(p.dtype).unsqueeze(1).expand_as(p)
+    flat = (x.transpose(0, 1).flatten(1) for x in (q, p, weight))
+    classes = 1 - _pearson(*flat, 1)
+    return temperature**2 * (inter * masked_mean(pixels, labels) + intra * classes.mean() * labels.mask.any())
+
+
+def _pearson(x: Tensor, y: Tensor, weight: Tensor, axis: int) -> Tensor:
+    """Correlation of x and y along `axis` where weight is 1; 1 where y does not vary."""
+    count = weight.sum(axis, keepdim=True).clamp(min=1)
+    x, y = ((v - (v * weight).sum(axis, keepdim=True) / count) * weight for v in (x, y))
+    tiny = torch.finfo(x.dtype).tiny ** 0.5
+    spread = y.square().sum(axis)
+    norms = (x.square().sum(axis) + tiny).sqrt() * (spread + tiny).sqrt()
+    return torch.where(spread > 0, (x * y).sum(axis) / norms, 1)

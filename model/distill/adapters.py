@@ -1,0 +1,98 @@
+"""What stands between the student's layer and a loss: learned with the student, not part of what testing loads."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.pspnet import Output, PSPNet
+from util.keys import Share
+
+
+class Generator(nn.Module):
+    """mgd: positions are dropped at random with probability `ratio`, two 3x3 convolutions restore the teacher's map.
+
+    (N, student, h, w) -> (N, teacher, h, w). Yang et al., "Masked Generative Distillation", ECCV 2022.
+    """
+
+    def __init__(self, student: int, teacher: int, *, ratio: Share = 0.75):
+        super().__init__()
+        self.ratio = ratio
+        self.align = nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1)
+        self.restore = nn.Sequential(
+            nn.Conv2d(teacher, teacher, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(teacher, teacher, 3, padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.align(x)
+        kept = torch.rand(len(x), 1, *x.shape[2:], device=x.device) >= self.ratio
+        return self.restore(x * kept)
+
+
+class Attention(nn.Module):
+    """attnfd: CBAM (Woo et al., ECCV 2018), then a 1x1 convolution with BatchNorm to the teacher's channels.
+
+    (N, student, h, w) -> (N, teacher, h, w).
+    """
+
+    def __init__(self, student: int, teacher: int):
+        super().__init__()
+        hidden = max(student // 16, 4)
+        self.channels = nn.Sequential(
+            nn.Conv2d(student, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, student, 1)
+        )
+        self.positions = nn.Conv2d(2, 1, 7, padding=3)
+        self.align = nn.Sequential(nn.Conv2d(student, teacher, 1, bias=False), nn.BatchNorm2d(teacher))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pools = (x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True))
+        x = x * torch.sigmoid(sum(self.channels(pool) for pool in pools))
+        x = x * torch.sigmoid(self.positions(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
+        return self.align(x)
+
+
+def always(student: int, teacher: int) -> nn.Module:
+    """A 1x1 convolution, (N, student, h, w) -> (N, teacher, h, w)."""
+    return nn.Conv2d(student, teacher, 1)
+
+
+def where_differing(student: int, teacher: int) -> nn.Module:
+    """A 1x1 convolution where the channels differ, nothing where they do not."""
+    return nn.Identity() if student == teacher else always(student, teacher)
+
+
+def none(student: int, teacher: int) -> nn.Module:
+    """Nothing: for losses that compare maps of different channels."""
+    return nn.Identity()
+
+
+Adapter = Callable[..., nn.Module]
+
+
+class Adapted(nn.Module):
+    """The student and its adapters as one module, so that DistributedDataParallel wraps both.
+
+    layers: for each adapter, the student's layer that it reads and the teacher's layer whose grid it goes to. forward
+    returns the student's Output with the adapted maps among its features, under the adapters' names.
+    """
+
+    def __init__(self, net: PSPNet, adapters: nn.ModuleDict, layers: Mapping[str, tuple[str, str]]):
+        super().__init__()
+        self.net, self.adapters, self.layers = net, adapters, dict(layers)
+
+    def forward(self, image: Tensor) -> Output:
+        output = self.net(image)
+        adapted = {}
+        for name, adapter in self.adapters.items():
+            own, theirs = self.layers[name]
+            x, grid = output.layer(own), output.grid(theirs)
+            if x.shape[2:] != grid:
+                x = F.interpolate(x, grid, mode="bilinear", align_corners=True)
+            adapted[name] = adapter(x)
+        return output._replace(features=output.features | adapted)
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """As PSPNet's; adapters are new, and learn as the heads do."""
+        backbone, heads = self.net.parameter_groups()
+        return backbone, heads + list(self.adapters.parameters())

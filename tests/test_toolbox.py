@@ -1,0 +1,282 @@
+"""The toolbox through train_50_18.py: every recipe, other pairs of networks, hints, schedules, unlabelled images."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CLASSES, ROOT, network
+from torch import nn
+
+from model.distill.hints import LOSSES, Hints
+from model.pspnet import ZOOM, PSPNet
+from util import checkpoint, config, overfit
+from util.errors import UserError
+from util.keys import Schedule
+from util.schedule import Weights
+
+RECIPES = sorted((ROOT / "config" / "camvid" / "distill").glob("*.yaml"))
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def teachers(tmp_path_factory):
+    """teachers(depth, stem) -> the path of a teacher of 4 classes."""
+    folder, made = tmp_path_factory.mktemp("teachers"), {}
+
+    def teacher(layers: int, stem: str = "plain") -> str:
+        if (layers, stem) not in made:
+            made[layers, stem] = folder / f"{layers}{stem}.pth"
+            torch.save({"state_dict": network(layers, stem).state_dict()}, made[layers, stem])
+        return str(made[layers, stem])
+
+    return teacher
+
+
+@pytest.fixture
+def distil(tiny, teachers, script):
+    """distil(DISTILL keys as YAML text, *overrides) writes a config, trains for 2 steps -> result, its metrics line."""
+
+    def train(text: str, *overrides: str, layers: int = 18, stem: str = "plain", folder: str = "model"):
+        path = tiny.out / "distil.yaml"
+        path.write_text(
+            f"base: tiny.yaml\nDISTILL:\n  teacher_layers: {layers}\n  teacher_path: {teachers(layers, stem)}\n{text}"
+        )
+        quick = "TRAIN.pictures 0 TRAIN.evaluate False DISTILL.check_images 0".split()
+        result = script("train_50_18.py", "--config", path, *quick, "TRAIN.save_path", tiny.out / folder, *overrides)
+        return result, lines(tiny.out / folder) if result.status == 0 else []
+
+    return train
+
+
+def test_the_recipe_book_has_every_loss():
+    named = {hint.loss for path in RECIPES for hint in config.load(path).distill.hints}
+    assert named | {"kl", "mse"} == set(LOSSES)
+    saved = {config.load(path).train.save_path for path in RECIPES}
+    assert saved == {f"exp/camvid/distill/{path.stem}/model" for path in RECIPES}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_trains_from_yaml_alone(path, distil, tiny):
+    """With a ResNet-50 teacher, so that adapters appear where layer4's 2048 and 512 channels meet."""
+    import yaml
+
+    own = yaml.safe_load(path.read_text())["DISTILL"]
+    result, history = distil("".join(f"  {key}: {json.dumps(value)}\n" for key, value in own.items()), layers=50)
+    assert result.status == 0, result.err
+    (line,) = history
+    names = {f"{hint['loss']}_{hint['layer']}" for hint in own.get("hints", [])}
+    assert names <= line.keys() and all(math.isfinite(line[name]) and line[name] > 0 for name in names)
+    assert sum(line[key] for key in line if key.startswith("share_")) == pytest.approx(1)
+    state = checkpoint.read(tiny.out / "model" / "train_epoch_1.pth")
+    assert state["state_dict"].keys() == PSPNet(18, CLASSES).state_dict().keys()  # no adapter in what testing loads
+
+
+@pytest.mark.parametrize(("layers", "stem", "student"), [(101, "plain", "34"), (18, "deep", "18")])
+def test_other_pairs(layers, stem, student, distil):
+    hints = "  hints: [{layer: layer1, loss: fitnet}, {layer: layer4, loss: cwd, weight: 5}, {layer: ppm, loss: at}]\n"
+    result, history = distil(hints, "TRAIN.layers", student, layers=layers, stem=stem)
+    assert result.status == 0, result.err
+    assert history[0].keys() >= {"fitnet_layer1", "cwd_layer4", "at_ppm", "share_fitnet_layer1"}
+
+
+def test_layers_of_different_grids_and_a_teacher_of_another_precision(distil):
+    hints = (
+        "  precision: bf16\n"
+        "  hints:\n"
+        "    - {layer: layer1, teacher_layer: layer3, loss: fitnet}\n"  # stride 4 to stride 8
+        "    - {layer: layer2, teacher_layer: layer1, loss: mse}\n"
+        "    - {layer: aux, teacher_layer: logits, loss: kl, standardise: True, temperature: 3}\n"
+        "    - {layer: aux_feature, loss: pairwise}\n"
+    )
+    result, history = distil(hints, "TRAIN.train_h", "35", "TRAIN.zoom_factor", "1")  # no 8n + 1
+    assert result.status == 0, result.err
+    assert history[0].keys() >= {"fitnet_layer1", "mse_layer2", "kl_aux", "pairwise_aux_feature"}
+
+
+def test_adapters_learn_and_are_resumed(distil, tiny):
+    """Stopped after an epoch and gone on with: the same adapters, weights and metrics as in one go."""
+    text = "  hints: [{layer: feature, loss: mgd, weight: 1}, {layer: layer4, loss: attnfd}]\n"
+    whole, _ = distil(text, "TRAIN.epochs", "2", layers=50, folder="whole")
+    assert whole.status == 0, whole.err
+    distil(text, "TRAIN.epochs", "2", "TRAIN.keep", "2", layers=50, folder="parts")
+    (tiny.out / "parts" / "train_epoch_2.pth").unlink()
+    first = checkpoint.read(tiny.out / "parts" / "train_epoch_1.pth")["adapters"]
+    distil(text, "TRAIN.epochs", "2", layers=50, folder="parts")
+    a, b = (checkpoint.read(tiny.out / name / "train_epoch_2.pth") for name in ("whole", "parts"))
+    weights = [key for key in a["adapters"] if key.endswith("weight") and "1.weight" not in key]
+    assert weights and all(not torch.equal(a["adapters"][key], first[key]) for key in weights)
+    for part in ("state_dict", "adapters"):
+        assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
+    assert lines(tiny.out / "whole") == lines(tiny.out / "parts")
+
+
+@pytest.mark.parametrize(
+    ("hints", "words"),
+    [
+        ("[{layer: layer4, loss: fitnett}]", ["fitnett", "did you mean fitnet"]),
+        ("[{layer: layer5, loss: fitnet}]", ["DISTILL.hints.0.layer", "layer4"]),
+        ("[{layer: layer4, loss: kl}]", ["kl_layer4", "logits and aux"]),
+        ("[{layer: layer4, loss: at, standardise: True}]", ["standardise", "logits and aux"]),
+        ("[{layer: logits, loss: cwd, temprature: 4}]", ["temprature", "did you mean temperature"]),
+        ("[{layer: logits, loss: cwd, temperature: 0}]", ["cwd_logits: temperature", "greater than 0", "not 0"]),
+        ("[{layer: feature, loss: pairwise, patch: 2.5}]", ["pairwise_feature: patch", "2.5"]),
+        ("[{layer: logits, loss: dist}, {layer: logits, loss: dist}]", ["dist_logits", "twice"]),
+        ("[{layer: logits}]", ["DISTILL.hints.0.loss is missing"]),
+    ],
+)
+def test_mistakes_in_hints(hints, words, distil):
+    result, _ = distil(f"  hints: {hints}\n")
+    assert result.status == 2
+    for word in words:
+        assert word in result.err
+
+
+def test_a_teacher_without_the_layer(tiny, teachers):
+    cfg = tiny.load("DISTILL.teacher_path", "t.pth", "DISTILL.hints", "[{layer: aux_feature, loss: at}]")
+    with pytest.raises(UserError, match="the teacher has no aux_feature"):
+        Hints(cfg, network(18), PSPNet(18, CLASSES, aux=False))
+
+
+def test_layers_are_what_they_say():
+    """Channels and grids of every layer, for both kinds of blocks and a size that is no 8n + 1."""
+    for layers in (18, 50):
+        net = network(layers)
+        output = net(torch.zeros(1, 3, 35, 44))
+        assert net.channels().keys() == ZOOM.keys()
+        for name, channels in net.channels().items():
+            assert output.layer(name).shape == (1, channels, *output.grid(name)), name
+        assert torch.equal(net.cls[4](output.layer("feature")), output.logits)
+        assert torch.equal(net.aux[4](output.layer("aux_feature")), output.aux)
+
+
+def schedules(**given) -> Weights:
+    made = {name: Schedule.model_validate(keys) for name, keys in given.items()}
+    return Weights({"ce": 1.0, "kl": 2.0}, made, 10)
+
+
+def test_schedules_golden():
+    assert schedules().at(7) == {"ce": 1.0, "kl": 2.0}
+    linear = schedules(kl={"shape": "linear", "from": 2, "until": 6})
+    assert [linear.at(e)["kl"] for e in (0, 2, 3, 4, 6, 9)] == [2, 2, 1.5, 1, 0, 0]
+    cosine = schedules(kl={"shape": "cosine"})
+    assert [cosine.at(e)["kl"] for e in (0, 5, 10)] == pytest.approx([2, 1, 0])
+    constant = schedules(kl={"shape": "constant", "from": 2, "until": 4})
+    assert [constant.at(e)["kl"] for e in (0, 2, 3.9, 4)] == [0, 2, 2, 0]
+    assert linear.at(5)["ce"] == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [({"kd": {"shape": "linear"}}, "no term kd"), ({"kl": {"shape": "linear", "from": 4, "until": 4}}, "not after")],
+)
+def test_mistakes_in_schedules(keys, words):
+    with pytest.raises(UserError, match=words):
+        schedules(**keys)
+
+
+def test_a_schedule_moves_the_total(distil):
+    text = "  schedules: {kl: {shape: constant, until: 1}, fitnet_layer4: {shape: linear}}\n"
+    text += "  hints: [{layer: layer4, loss: fitnet}]\n"
+    result, history = distil(text, "TRAIN.epochs", "2")
+    assert result.status == 0, result.err
+    weights = {"ce": 1, "aux_ce": 0.4, "aux_mse": 1, "kl": 1, "fitnet_layer4": 10}
+    first, second = history
+    assert [line["weight_kl"] for line in history] == [0, 0] and second["share_kl"] == 0 < first["share_kl"]
+    # linear, at the two steps of the second epoch: 1/2 and 1/4 of the weight
+    rest = sum(weights[name] * second[name] for name in ("ce", "aux_ce", "aux_mse"))
+    assert rest + 5 * 0.4 * second["fitnet_layer4"] < second["loss"] < rest + 5 * 1.1 * second["fitnet_layer4"]
+
+
+def test_patience_ends_the_run_and_stays_ended(tiny, script, caplog):
+    # a learning rate at which nothing changes: the first epoch stays the best
+    options = "TRAIN.epochs 9 TRAIN.patience 2 TRAIN.base_lr 1e-30 TRAIN.pictures 0".split()
+    with caplog.at_level("INFO"):
+        assert script("train_18.py", "--config", tiny.path, *options).status == 0
+    assert "best.pth" in caplog.text and "TRAIN.patience" in caplog.text
+    ended = len(lines(tiny.out / "model"))
+    assert ended < 9 and checkpoint.read(tiny.out / "model" / f"train_epoch_{ended}.pth")["best_epoch"] == ended - 2
+    assert script("train_18.py", "--config", tiny.path, *options).status == 0
+    assert len(lines(tiny.out / "model")) == ended
+
+
+def history(*rows) -> list[dict]:
+    names = ("train_mIoU", "val_mIoU", "aux_mse")
+    return [{"epoch": i, **dict(zip(names, row, strict=True))} for i, row in enumerate(rows, 1)]
+
+
+def test_overfitting_is_told_once():
+    grown = history((0.2, 0.2, 9), (0.3, 0.4, 8), (0.4, 0.3, 7), (0.5, 0.3, 6), (0.6, 0.3, 5), (0.7, 0.3, 4))
+    told = [overfit.warning(grown[:end]) for end in range(1, 7)]
+    assert [bool(text) for text in told] == [False] * 4 + [True, False]
+    assert "since epoch 2" in told[4] and "aux_mse" in told[4]
+    assert not overfit.warning(history((0.2, 0.4, 9), (0.2, 0.3, 8), (0.1, 0.3, 7), (0.1, 0.3, 6)))  # train fell, too
+    assert not overfit.warning(history((0.2, 0.4, 5), (0.3, 0.3, 8), (0.4, 0.3, 7), (0.5, 0.3, 6)))  # aux_mse rose
+    assert overfit.warning([{"epoch": 1, "train_mIoU": 0.5}]) is None
+
+
+def test_gap_is_logged(tiny, script):
+    assert script("train_18.py", "--config", tiny.path, "TRAIN.pictures", "0").status == 0
+    (line,) = lines(tiny.out / "model")
+    assert line["gap"] == pytest.approx(line["train_mIoU"] - line["val_mIoU"])
+
+
+class Oracle(nn.Module):
+    """Reads the class off the scenes' second colour channel, if it is normalised as the config says."""
+
+    def __init__(self, order=range(CLASSES), mean=116.28, std=57.12):
+        super().__init__()
+        self.order, self.mean, self.std = list(order), mean, std
+
+    def forward(self, image):
+        green = image[:, 1] * self.std + self.mean  # 255, 205, 155, 105 for the four classes
+        near = torch.stack([-(green - (255 - 50 * c)).abs() for c in range(CLASSES)], 1)
+        return network(18)(image[:, :, :9, :9])._replace(logits=near[:, self.order])
+
+
+@pytest.mark.parametrize(
+    ("oracle", "words", "silent"),
+    [
+        (Oracle(), [], ["warning"]),
+        (Oracle(order=[1, 2, 3, 0]), ["another order", "no better than chance"], []),
+        (Oracle(mean=0.0, std=255.0), ["pixels from 0 to 1", "another normalisation"], []),
+        (Oracle(mean=-1e6), ["no better than chance"], ["another order"]),
+    ],
+)
+def test_the_teacher_is_looked_at(tiny, caplog, oracle, words, silent):
+    from util import teacher
+
+    cfg = tiny.load("DISTILL.teacher_path", "t.pth", "DISTILL.check_images", "3")
+    with caplog.at_level("INFO"):
+        teacher.report(cfg, oracle)
+    assert "the teacher on 3 val images: mIoU" in caplog.text
+    assert all(word in caplog.text for word in words) and not any(word in caplog.text for word in silent)
+
+
+def test_unlabelled_images_teach(tiny, distil, caplog):
+    """Supervised terms are as without them; distillation terms see them; a batch in two passes has the same share."""
+    (tiny.out / "more.txt").write_text("".join(f"{tiny.root}/val{i}.jpg\n" for i in range(3)))
+    more = ["DATA.unlabelled_list", tiny.out / "more.txt", "TRAIN.unlabelled_per_batch", "2"]
+    # nothing learned, no dropout; BatchNorm sees the unlabelled images, so supervised terms are near, not equal
+    still = ["TRAIN.base_lr", "1e-30", "TRAIN.dropout", "0"]
+    hints = "  hints: [{layer: feature, loss: ifv}, {layer: logits, loss: cwd}]\n"
+    with caplog.at_level("INFO"):
+        result, (line,) = distil(hints, *more, *still)
+    assert result.status == 0, result.err
+    assert "8 images and 3 unlabelled" in caplog.text
+    _, (alone,) = distil(hints, *still, folder="alone")
+    assert line["ce"] == pytest.approx(alone["ce"], rel=0.2) and line["kl"] != alone["kl"]
+    result, (parts,) = distil(hints, *more, *still, "TRAIN.accumulate", "2", folder="parts")
+    assert result.status == 0, result.err
+    assert parts["kl"] == pytest.approx(line["kl"], rel=0.5)
+
+
+def test_unlabelled_needs_both_keys_and_a_teacher(tiny):
+    with pytest.raises(UserError, match="go together"):
+        tiny.load("DATA.unlabelled_list", "x.txt")
+    with pytest.raises(UserError, match="needs a teacher"):
+        tiny.load("DATA.unlabelled_list", "x.txt", "TRAIN.unlabelled_per_batch", "2")
