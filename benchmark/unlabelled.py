@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LABELLED = 100  # of the 400 scenes
 CONFIG = "config/shapes/shapes_{}.yaml"
-# name: script, config, epochs (of 25 steps; the teacher's and the student's steps are those of config/shapes), overrides
+# name: script, config, epochs (25 steps each: as many steps as config/shapes takes), overrides
 RUNS = {
     "teacher": ("50", "pspnet50", 28, []),
     "student alone": ("18", "pspnet18", 16, []),
