@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSES, ROOT, network
-from torch import nn
+import yaml
+from conftest import CLASSES, ROOT, network, python
 
 from model.distill.hints import LOSSES, Hints
 from model.pspnet import ZOOM, PSPNet
-from util import checkpoint, config, overfit
+from util import checkpoint, config
 from util.errors import UserError
-from util.keys import Schedule
-from util.schedule import Weights
 
 RECIPES = sorted((ROOT / "config" / "camvid" / "distill").glob("*.yaml"))
 
@@ -60,20 +58,36 @@ def test_the_recipe_book_has_every_loss():
     assert saved == {f"exp/camvid/distill/{path.stem}/model" for path in RECIPES}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_trains_from_yaml_alone(path, distil, tiny):
-    """With a ResNet-50 teacher, so that adapters appear where layer4's 2048 and 512 channels meet."""
-    import yaml
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> list[str]:
+    """A few scenes of shapes and a ResNet-50 teacher for their 8 classes -> the overrides that name them."""
+    root = tmp_path_factory.mktemp("shapes")
+    made = python("dataset/shapes/prepare.py", "--train", 8, "--val", 2, "--out", root / "data")
+    assert made.returncode == 0, made.stderr
+    torch.save({"state_dict": PSPNet(50, 8).state_dict()}, root / "teacher.pth")
+    data = root / "data"
+    return [
+        *("DATA.data_root", data, "DATA.train_list", data / "list/train.txt", "DATA.val_list", data / "list/val.txt"),
+        *("DISTILL.teacher_path", root / "teacher.pth", "DISTILL.check_images", "0"),
+        *"TRAIN.epochs 1 TRAIN.train_h 33 TRAIN.train_w 33 TRAIN.workers 0 TRAIN.precision fp32".split(),
+        *"TRAIN.pictures 0 TRAIN.evaluate False".split(),
+    ]
 
-    own = yaml.safe_load(path.read_text())["DISTILL"]
-    result, history = distil("".join(f"  {key}: {json.dumps(value)}\n" for key, value in own.items()), layers=50)
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_trains_the_shapes_student_from_yaml_alone(recipe, shapes, script, tmp_path):
+    """With a ResNet-50 teacher, so that adapters appear where layer4's 2048 and 512 channels meet."""
+    own = yaml.safe_load(recipe.read_text())["DISTILL"]
+    path = tmp_path / recipe.name
+    path.write_text(yaml.safe_dump({"base": str(ROOT / "config/shapes/shapes_pspnet50_18.yaml"), "DISTILL": own}))
+    result = script("train_50_18.py", "--config", path, *shapes, "TRAIN.save_path", tmp_path / "model")
     assert result.status == 0, result.err
-    (line,) = history
+    (line,) = lines(tmp_path / "model")
     names = {f"{hint['loss']}_{hint['layer']}" for hint in own.get("hints", [])}
     assert names <= line.keys() and all(math.isfinite(line[name]) and line[name] > 0 for name in names)
     assert sum(line[key] for key in line if key.startswith("share_")) == pytest.approx(1)
-    state = checkpoint.read(tiny.out / "model" / "train_epoch_1.pth")
-    assert state["state_dict"].keys() == PSPNet(18, CLASSES).state_dict().keys()  # no adapter in what testing loads
+    state = checkpoint.read(tmp_path / "model" / "train_epoch_1.pth")
+    assert state["state_dict"].keys() == PSPNet(18, 8).state_dict().keys()  # no adapter in what testing loads
 
 
 @pytest.mark.parametrize(("layers", "stem", "student"), [(101, "plain", "34"), (18, "deep", "18")])
@@ -154,31 +168,6 @@ def test_layers_are_what_they_say():
         assert torch.equal(net.aux[4](output.layer("aux_feature")), output.aux)
 
 
-def schedules(**given) -> Weights:
-    made = {name: Schedule.model_validate(keys) for name, keys in given.items()}
-    return Weights({"ce": 1.0, "kl": 2.0}, made, 10)
-
-
-def test_schedules_golden():
-    assert schedules().at(7) == {"ce": 1.0, "kl": 2.0}
-    linear = schedules(kl={"shape": "linear", "from": 2, "until": 6})
-    assert [linear.at(e)["kl"] for e in (0, 2, 3, 4, 6, 9)] == [2, 2, 1.5, 1, 0, 0]
-    cosine = schedules(kl={"shape": "cosine"})
-    assert [cosine.at(e)["kl"] for e in (0, 5, 10)] == pytest.approx([2, 1, 0])
-    constant = schedules(kl={"shape": "constant", "from": 2, "until": 4})
-    assert [constant.at(e)["kl"] for e in (0, 2, 3.9, 4)] == [0, 2, 2, 0]
-    assert linear.at(5)["ce"] == 1
-
-
-@pytest.mark.parametrize(
-    ("keys", "words"),
-    [({"kd": {"shape": "linear"}}, "no term kd"), ({"kl": {"shape": "linear", "from": 4, "until": 4}}, "not after")],
-)
-def test_mistakes_in_schedules(keys, words):
-    with pytest.raises(UserError, match=words):
-        schedules(**keys)
-
-
 def test_a_schedule_moves_the_total(distil):
     text = "  schedules: {kl: {shape: constant, until: 1}, fitnet_layer4: {shape: linear}}\n"
     text += "  hints: [{layer: layer4, loss: fitnet}]\n"
@@ -190,71 +179,6 @@ def test_a_schedule_moves_the_total(distil):
     # linear, at the two steps of the second epoch: 1/2 and 1/4 of the weight
     rest = sum(weights[name] * second[name] for name in ("ce", "aux_ce", "aux_mse"))
     assert rest + 5 * 0.4 * second["fitnet_layer4"] < second["loss"] < rest + 5 * 1.1 * second["fitnet_layer4"]
-
-
-def test_patience_ends_the_run_and_stays_ended(tiny, script, caplog):
-    # a learning rate at which nothing changes: the first epoch stays the best
-    options = "TRAIN.epochs 9 TRAIN.patience 2 TRAIN.base_lr 1e-30 TRAIN.pictures 0".split()
-    with caplog.at_level("INFO"):
-        assert script("train_18.py", "--config", tiny.path, *options).status == 0
-    assert "best.pth" in caplog.text and "TRAIN.patience" in caplog.text
-    ended = len(lines(tiny.out / "model"))
-    assert ended < 9 and checkpoint.read(tiny.out / "model" / f"train_epoch_{ended}.pth")["best_epoch"] == ended - 2
-    assert script("train_18.py", "--config", tiny.path, *options).status == 0
-    assert len(lines(tiny.out / "model")) == ended
-
-
-def history(*rows) -> list[dict]:
-    names = ("train_mIoU", "val_mIoU", "aux_mse")
-    return [{"epoch": i, **dict(zip(names, row, strict=True))} for i, row in enumerate(rows, 1)]
-
-
-def test_overfitting_is_told_once():
-    grown = history((0.2, 0.2, 9), (0.3, 0.4, 8), (0.4, 0.3, 7), (0.5, 0.3, 6), (0.6, 0.3, 5), (0.7, 0.3, 4))
-    told = [overfit.warning(grown[:end]) for end in range(1, 7)]
-    assert [bool(text) for text in told] == [False] * 4 + [True, False]
-    assert "since epoch 2" in told[4] and "aux_mse" in told[4]
-    assert not overfit.warning(history((0.2, 0.4, 9), (0.2, 0.3, 8), (0.1, 0.3, 7), (0.1, 0.3, 6)))  # train fell, too
-    assert not overfit.warning(history((0.2, 0.4, 5), (0.3, 0.3, 8), (0.4, 0.3, 7), (0.5, 0.3, 6)))  # aux_mse rose
-    assert overfit.warning([{"epoch": 1, "train_mIoU": 0.5}]) is None
-
-
-def test_gap_is_logged(tiny, script):
-    assert script("train_18.py", "--config", tiny.path, "TRAIN.pictures", "0").status == 0
-    (line,) = lines(tiny.out / "model")
-    assert line["gap"] == pytest.approx(line["train_mIoU"] - line["val_mIoU"])
-
-
-class Oracle(nn.Module):
-    """Reads the class off the scenes' second colour channel, if it is normalised as the config says."""
-
-    def __init__(self, order=range(CLASSES), mean=116.28, std=57.12):
-        super().__init__()
-        self.order, self.mean, self.std = list(order), mean, std
-
-    def forward(self, image):
-        green = image[:, 1] * self.std + self.mean  # 255, 205, 155, 105 for the four classes
-        near = torch.stack([-(green - (255 - 50 * c)).abs() for c in range(CLASSES)], 1)
-        return network(18)(image[:, :, :9, :9])._replace(logits=near[:, self.order])
-
-
-@pytest.mark.parametrize(
-    ("oracle", "words", "silent"),
-    [
-        (Oracle(), [], ["warning"]),
-        (Oracle(order=[1, 2, 3, 0]), ["another order", "no better than chance"], []),
-        (Oracle(mean=0.0, std=255.0), ["pixels from 0 to 1", "another normalisation"], []),
-        (Oracle(mean=-1e6), ["no better than chance"], ["another order"]),
-    ],
-)
-def test_the_teacher_is_looked_at(tiny, caplog, oracle, words, silent):
-    from util import teacher
-
-    cfg = tiny.load("DISTILL.teacher_path", "t.pth", "DISTILL.check_images", "3")
-    with caplog.at_level("INFO"):
-        teacher.report(cfg, oracle)
-    assert "the teacher on 3 val images: mIoU" in caplog.text
-    assert all(word in caplog.text for word in words) and not any(word in caplog.text for word in silent)
 
 
 def test_unlabelled_images_teach(tiny, distil, caplog):

@@ -1,0 +1,105 @@
+"""What a run watches: schedules, the gap between train and val, patience, and the teacher before the first step."""
+
+import json
+
+import pytest
+import torch
+from conftest import CLASSES, network
+from torch import nn
+
+from util import checkpoint, overfit, teacher
+from util.errors import UserError
+from util.keys import Schedule
+from util.schedule import Weights
+
+
+def lines(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def schedules(**given) -> Weights:
+    made = {name: Schedule.model_validate(keys) for name, keys in given.items()}
+    return Weights({"ce": 1.0, "kl": 2.0}, made, 10)
+
+
+def test_schedules_golden():
+    assert schedules().at(7) == {"ce": 1.0, "kl": 2.0}
+    linear = schedules(kl={"shape": "linear", "from": 2, "until": 6})
+    assert [linear.at(e)["kl"] for e in (0, 2, 3, 4, 6, 9)] == [2, 2, 1.5, 1, 0, 0]
+    cosine = schedules(kl={"shape": "cosine"})
+    assert [cosine.at(e)["kl"] for e in (0, 5, 10)] == pytest.approx([2, 1, 0])
+    constant = schedules(kl={"shape": "constant", "from": 2, "until": 4})
+    assert [constant.at(e)["kl"] for e in (0, 2, 3.9, 4)] == [0, 2, 2, 0]
+    assert linear.at(5)["ce"] == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [({"kd": {"shape": "linear"}}, "no term kd"), ({"kl": {"shape": "linear", "from": 4, "until": 4}}, "not after")],
+)
+def test_mistakes_in_schedules(keys, words):
+    with pytest.raises(UserError, match=words):
+        schedules(**keys)
+
+
+def test_patience_ends_the_run_and_stays_ended(tiny, script, caplog):
+    # a learning rate at which nothing changes: the first epoch stays the best
+    options = "TRAIN.epochs 9 TRAIN.patience 2 TRAIN.base_lr 1e-30 TRAIN.pictures 0".split()
+    with caplog.at_level("INFO"):
+        assert script("train_18.py", "--config", tiny.path, *options).status == 0
+    assert "best.pth" in caplog.text and "TRAIN.patience" in caplog.text
+    ended = len(lines(tiny.out / "model"))
+    assert ended < 9 and checkpoint.read(tiny.out / "model" / f"train_epoch_{ended}.pth")["best_epoch"] == ended - 2
+    assert script("train_18.py", "--config", tiny.path, *options).status == 0
+    assert len(lines(tiny.out / "model")) == ended
+
+
+def history(*rows) -> list[dict]:
+    names = ("train_mIoU", "val_mIoU", "aux_mse")
+    return [{"epoch": i, **dict(zip(names, row, strict=True))} for i, row in enumerate(rows, 1)]
+
+
+def test_overfitting_is_told_once():
+    grown = history((0.2, 0.2, 9), (0.3, 0.4, 8), (0.4, 0.3, 7), (0.5, 0.3, 6), (0.6, 0.3, 5), (0.7, 0.3, 4))
+    told = [overfit.warning(grown[:end]) for end in range(1, 7)]
+    assert [bool(text) for text in told] == [False] * 4 + [True, False]
+    assert "since epoch 2" in told[4] and "aux_mse" in told[4]
+    assert not overfit.warning(history((0.2, 0.4, 9), (0.2, 0.3, 8), (0.1, 0.3, 7), (0.1, 0.3, 6)))  # train fell, too
+    assert not overfit.warning(history((0.2, 0.4, 5), (0.3, 0.3, 8), (0.4, 0.3, 7), (0.5, 0.3, 6)))  # aux_mse rose
+    assert overfit.warning([{"epoch": 1, "train_mIoU": 0.5}]) is None
+
+
+def test_gap_is_logged(tiny, script):
+    assert script("train_18.py", "--config", tiny.path, "TRAIN.pictures", "0").status == 0
+    (line,) = lines(tiny.out / "model")
+    assert line["gap"] == pytest.approx(line["train_mIoU"] - line["val_mIoU"])
+
+
+class Oracle(nn.Module):
+    """Reads the class off the scenes' second colour channel, if it is normalised as the config says."""
+
+    def __init__(self, order=range(CLASSES), mean=116.28, std=57.12):
+        super().__init__()
+        self.order, self.mean, self.std = list(order), mean, std
+
+    def forward(self, image):
+        green = image[:, 1] * self.std + self.mean  # 255, 205, 155, 105 for the four classes
+        near = torch.stack([-(green - (255 - 50 * c)).abs() for c in range(CLASSES)], 1)
+        return network(18)(image[:, :, :9, :9])._replace(logits=near[:, self.order])
+
+
+@pytest.mark.parametrize(
+    ("oracle", "words", "silent"),
+    [
+        (Oracle(), [], ["warning"]),
+        (Oracle(order=[1, 2, 3, 0]), ["another order", "no better than chance"], []),
+        (Oracle(mean=0.0, std=255.0), ["pixels from 0 to 1", "another normalisation"], []),
+        (Oracle(mean=-1e6), ["no better than chance"], ["another order"]),
+    ],
+)
+def test_the_teacher_is_looked_at(tiny, caplog, oracle, words, silent):
+    cfg = tiny.load("DISTILL.teacher_path", "t.pth", "DISTILL.check_images", "3")
+    with caplog.at_level("INFO"):
+        teacher.report(cfg, oracle)
+    assert "the teacher on 3 val images: mIoU" in caplog.text
+    assert all(word in caplog.text for word in words) and not any(word in caplog.text for word in silent)
