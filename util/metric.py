@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -20,6 +21,11 @@ def confusion_matrix(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
     return counts.scatter_add_(0, index, torch.ones_like(index))[:-1].view(classes, classes)
 
 
+def iou(hit: NDArray, truth: NDArray, predicted: NDArray) -> NDArray[np.float64]:
+    """Intersection over union from counts of pixels; 0 where a class is in neither truth nor prediction."""
+    return hit / np.maximum(truth + predicted - hit, 1)
+
+
 class Scores(NamedTuple):
     """Fractions from 0 to 1. A class in neither truth nor prediction counts 0 in the means, as in semseg."""
 
@@ -34,9 +40,9 @@ class Scores(NamedTuple):
     def of(cls, matrix: Tensor) -> "Scores":
         counts = matrix.cpu().numpy().astype(np.float64)
         hit, truth, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
-        union = truth + predicted - hit
-        iou = hit / np.maximum(union, 1)
+        per_class = iou(hit, truth, predicted)
         accuracy = hit / np.maximum(truth, 1)
         all_acc = hit.sum() / max(truth.sum(), 1)
-        absent = np.flatnonzero(union == 0).tolist()
-        return cls(float(iou.mean()), float(accuracy.mean()), float(all_acc), iou.tolist(), accuracy.tolist(), absent)
+        absent = np.flatnonzero(truth + predicted == 0).tolist()
+        means = (float(value) for value in (per_class.mean(), accuracy.mean(), all_acc))
+        return cls(*means, per_class.tolist(), accuracy.tolist(), absent)

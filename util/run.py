@@ -103,13 +103,25 @@ def keep_freed_memory(keep: bool = True) -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1 if keep else 128 << 10)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are one line."""
+
     def error(self, message):
         raise UserError(f"{message}; see --help")
 
 
+@contextlib.contextmanager
+def errors_in_one_line():
+    """A UserError becomes one line on stderr and exit status 2."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
 def parse_arguments(description: str, default_config: str, argv: list[str] | None = None) -> config.Config:
-    parser = _Parser(
+    parser = Parser(
         description=description,
         usage="%(prog)s [--config FILE] [SECTION.key VALUE ...]",
         epilog=f"example: python %(prog)s --config {default_config} TRAIN.epochs 2 TEST.scales '[0.75, 1.0]'",
@@ -124,7 +136,7 @@ def parse_arguments(description: str, default_config: str, argv: list[str] | Non
 def main(experiment: Callable[[config.Config], None], default_config: str) -> None:
     """Run a script's `experiment` on its config; a UserError becomes one line on stderr and exit status 2."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    try:
+    with errors_in_one_line():
         cfg = parse_arguments(sys.modules["__main__"].__doc__, default_config)
         keep_freed_memory()
         with processes():
@@ -133,6 +145,3 @@ def main(experiment: Callable[[config.Config], None], default_config: str) -> No
             if cfg.train.manual_seed is not None:
                 seed_everything(cfg.train.manual_seed)
             experiment(cfg)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)

@@ -100,14 +100,20 @@ def _score_existing(pairs: list[Pair], maps: list[str], cfg: Config) -> torch.Te
     classes, folder = cfg.data.classes, Path(cfg.test.save_folder, "gray")
     matrix = torch.zeros(classes, classes, dtype=torch.int64)
     for index in tqdm(evaluate.share(len(pairs)), "score", leave=False, disable=None if run.is_main() else True):
-        pair, path = pairs[index], folder / f"{maps[index]}.png"
-        if not path.is_file():
-            raise UserError(f"{path} does not exist; test without TEST.has_prediction first")
+        pair = pairs[index]
         shape = read_image(pair.image).shape[:2]
         label = read_label(pair.label, shape, classes, cfg.train.ignore_label)
-        prediction = read_label(path, shape, classes, classes - 1)
+        prediction = read_map(folder, maps[index], shape, classes)
         matrix += confusion_matrix(torch.from_numpy(prediction.copy()), torch.from_numpy(label.copy()), classes)
     return evaluate.add_up(matrix.to(run.device()))
+
+
+def read_map(folder: Path, name: str, shape: tuple[int, int], classes: int) -> NDArray[np.uint8]:
+    """The class indices (H, W) that a test left in folder/NAME.png. Raises UserError for what is none."""
+    path = folder / f"{name}.png"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; test that network first, without TEST.has_prediction")
+    return read_label(path, shape, classes, classes - 1)
 
 
 def report(matrix: torch.Tensor, names: list[str], cfg: Config, images: int) -> dict[str, Any]:
@@ -131,6 +137,10 @@ def report(matrix: torch.Tensor, names: list[str], cfg: Config, images: int) -> 
             "checkpoint": t.model_path,
             "list": t.test_list,
         },
+        # What tool/compare.py needs to find images, labels and maps again, and to tell teacher from student.
+        "data": cfg.data.model_dump(),
+        "ignore_label": cfg.train.ignore_label,
+        "network": {"layers": cfg.train.layers, "teacher_layers": cfg.distill and cfg.distill.teacher_layers},
     }
 
 
