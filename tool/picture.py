@@ -22,8 +22,8 @@ def _write(canvas: NDArray[np.uint8], text: str, x: int, y: int) -> None:
     cv2.putText(canvas, text, (x, y), FONT, SIZE, (20, 20, 20), 1, cv2.LINE_AA)
 
 
-def _legend(names: list[str], colors: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
-    entries = [*zip(names, colors, strict=False), ("ignored", VOID_COLOR)]
+def legend(entries: list[tuple[str, tuple[int, int, int]]], width: int) -> NDArray[np.uint8]:
+    """(height, width, 3): names beside their colours, in as many columns as fit."""
     column = max(cv2.getTextSize(name, FONT, SIZE, 1)[0][0] for name, _ in entries) + 36
     columns = max(width // column, 1)
     canvas = np.full((LINE * -(-len(entries) // columns), width, 3), 255, np.uint8)
@@ -55,5 +55,6 @@ def comparison(cfg: Config, results: dict[str, Path], folder: Path) -> None:
     titles = np.full((LINE, width, 3), 255, np.uint8)
     for i, title in enumerate(["image", "truth", *results]):
         _write(titles, title, i * (WIDTH + GAP) + 4, 18)
-    picture = np.concatenate([titles, *rows, _legend(names, colors, width)])
+    entries = [*zip(names, colors, strict=False), ("ignored", VOID_COLOR)]
+    picture = np.concatenate([titles, *rows, legend(entries, width)])
     Image.fromarray(picture).save(folder / "comparison.png", optimize=True)

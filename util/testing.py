@@ -80,13 +80,14 @@ def _predict(pairs: list[Pair], maps: list[str], cfg: Config) -> torch.Tensor:
         ):
             if label is not None:
                 matrix += confusion_matrix(prediction, label.to(device), classes)
-            done.append(writer.submit(_write, prediction.cpu().numpy(), palette, folder, maps[index]))
+            done.append(writer.submit(write_maps, prediction.cpu().numpy(), palette, folder, maps[index]))
     for future in done:
         future.result()
     return evaluate.add_up(matrix)
 
 
-def _write(gray: NDArray[np.uint8], palette: NDArray[np.uint8], folder: Path, name: str) -> None:
+def write_maps(gray: NDArray[np.uint8], palette: NDArray[np.uint8], folder: Path, name: str) -> None:
+    """folder/gray/NAME.png (class indices) and folder/color/NAME.png; gray (H, W), palette (256, 3)."""
     try:
         Image.fromarray(gray).save(folder / "gray" / f"{name}.png")
         color = Image.fromarray(gray, "P")
