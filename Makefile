@@ -1,4 +1,4 @@
-# make demo    generate the shapes dataset, train and test teacher, student and distilled student, compare them
+# make demo    generate the shapes dataset, train and test teacher, student and distilled student, write the report
 # make test    ruff and pytest
 # Both make .venv first, with the versions of constraints.txt.
 
@@ -16,10 +16,11 @@ test: .venv/.ready
 	.venv/bin/ruff format --check .
 	$(PY) -m pytest
 
-.venv/.ready: requirements.txt constraints.txt
+.venv/.ready: requirements.txt requirements-export.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; make PYTHON=... names one")'
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt pytest hypothesis ruff -c constraints.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-export.txt \
+		pytest hypothesis ruff -c constraints.txt
 	touch $@
 
 clean:

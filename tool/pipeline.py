@@ -1,4 +1,4 @@
-"""The six scripts in order, for one dataset and one seed, then a picture of the three networks' predictions.
+"""The six scripts in order, for one dataset and one seed, then a picture of the predictions and a report to look at.
 
     python tool/pipeline.py --dataset shapes --seed 0 [--out exp/shapes] [SECTION.key VALUE ...]
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from tool.picture import comparison  # noqa: E402
 from util import config  # noqa: E402
-from util.errors import UserError  # noqa: E402
+from util.run import errors_in_one_line  # noqa: E402
 
 RUNS = {"50": "pspnet50", "18": "pspnet18", "50_18": "pspnet50_18"}
 
@@ -75,7 +75,7 @@ def main() -> None:
     out = arguments.out or Path("exp", arguments.dataset, *([f"seed_{arguments.seed}"] if arguments.seed else []))
     start = time.monotonic()
     os.chdir(ROOT)  # where the scripts and the paths of the config files are
-    try:
+    with errors_in_one_line():
         data = None
         if arguments.dataset == "shapes":
             data = out / "data" if arguments.seed else Path("dataset/shapes")
@@ -88,11 +88,9 @@ def main() -> None:
         cfg = config.load(config_file(arguments.dataset, "pspnet50_18"), settings["pspnet50_18"])
         results = {"teacher": "pspnet50", "student alone": "pspnet18", "distilled": "pspnet50_18"}
         comparison(cfg, {name: out / run / "result" for name, run in results.items()}, out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    call("tool/compare.py", *(str(out / run) for run in RUNS.values()), "--out", str(out))
     minutes = (time.monotonic() - start) / 60
-    print(f"pictures in {out}/comparison.png, {minutes:.1f} minutes in all")
+    print(f"pictures in {out}/comparison.png, {minutes:.1f} minutes in all; now open {out}/report.html in a browser")
 
 
 if __name__ == "__main__":
