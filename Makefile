@@ -11,16 +11,19 @@ PY := .venv/bin/python
 demo: .venv/.ready
 	$(PY) tool/pipeline.py --dataset shapes --seed $(SEED)
 
-test: .venv/.ready
+test: .venv/.test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	$(PY) -m pytest
 
-.venv/.ready: requirements.txt requirements-export.txt constraints.txt
+.venv/.ready: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; make PYTHON=... names one")'
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-export.txt \
-		pytest hypothesis ruff -c constraints.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	touch $@
+
+.venv/.test: .venv/.ready requirements-export.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-export.txt pytest hypothesis ruff -c constraints.txt
 	touch $@
 
 clean:

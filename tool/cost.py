@@ -29,11 +29,10 @@ def measure(runs: list[Run], size: tuple[int, int], repeats: int) -> list[dict[s
     image = torch.randn(1, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
     keys, nets, counted = [], {}, {}
     for entry in runs:
-        path = entry.metrics["protocol"]["checkpoint"]
-        if not checkpoint.exists(path):
+        if not checkpoint.exists(entry.checkpoint):
             keys.append(None)
             continue
-        net = pspnet.load(path, entry.metrics["network"]["layers"], entry.data.classes, aux=False)
+        net = pspnet.load(str(entry.checkpoint), entry.metrics["network"]["layers"], entry.data.classes, aux=False)
         keys.append((net.layers, net.stem))
         if keys[-1] not in nets:
             parameters = sum(parameter.numel() for parameter in net.parameters())

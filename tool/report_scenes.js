@@ -99,11 +99,13 @@ function panel(title, note, picture) {
 let drawing = 0;
 async function showScene(list) {
   const scene = list[state.index], turn = ++drawing;
+  byId("scenes").setAttribute("aria-busy", "true");
   byId("position").textContent = list.length ? `${state.index + 1} of ${list.length}` : "none";
   byId("previous").disabled = state.index <= 0;
   byId("next").disabled = state.index >= list.length - 1;
   if (!scene) {
     byId("scene-title").textContent = scenes.length ? `No image here shows ${classes[state.class]}.` : "No images in this page.";
+    byId("scenes").setAttribute("aria-busy", "false");
     return byId("panels").replaceChildren();
   }
   const parts = await decoded(scene);
@@ -121,6 +123,7 @@ async function showScene(list) {
     else button.removeAttribute("aria-current");
   }
   const strip = byId("strip"), current = strip.children[state.index];
+  byId("scenes").setAttribute("aria-busy", "false");
   strip.scrollLeft = current.offsetLeft - strip.offsetLeft - (strip.clientWidth - current.clientWidth) / 2;
 }
 

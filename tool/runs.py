@@ -34,6 +34,13 @@ class Run:
     role: str = "other"  # teacher, student, distilled or other
     title: str = ""  # by which tables and pictures call it: its role, or its name where that tells more
 
+    @property
+    def checkpoint(self) -> Path:
+        """What was tested: where the test found it, or in model/, should the folder have moved since."""
+        path = Path(self.metrics["protocol"]["checkpoint"])
+        moved = self.folder / "model" / path.name
+        return moved if moved.is_file() else path
+
 
 @dataclass
 class Counts:

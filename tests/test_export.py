@@ -1,0 +1,100 @@
+"""tool/export.py: what it writes gives PyTorch's labels at any size."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import network
+
+from tool.exportable import AdaptiveAvgPool, Exportable
+from util import checkpoint
+
+MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+SIZES = [(1, 33, 41), (2, 97, 65), (1, 50, 30), (1, 120, 177)]
+
+
+@pytest.fixture
+def export(tiny):
+    (tiny.out / "model").mkdir()
+    torch.save({"state_dict": network().state_dict()}, tiny.out / "model" / "train_epoch_1.pth")
+    return ["tool/export.py", "--config", tiny.path, "--out", tiny.out / "student.file"]
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 6])
+def test_pooling(bins):
+    for height, width in ((1, 1), (2, 5), (6, 12), (7, 11), (13, 60)):
+        x = torch.randn(2, 3, height, width, dtype=torch.float64)
+        assert torch.allclose(AdaptiveAvgPool(bins)(x), F.adaptive_avg_pool2d(x, bins))
+
+
+def expected(image: np.ndarray) -> np.ndarray:
+    """The logits of the network that the fixture saved, (N, classes, H, W), for normalised images."""
+    with torch.no_grad():
+        logits = network()(torch.from_numpy(image)).logits
+        return F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=True).numpy()
+
+
+def images(normalized: bool):
+    rng = np.random.default_rng(0)
+    for n, height, width in SIZES:
+        rgb = rng.integers(0, 256, (n, 3, height, width)).astype(np.float32)
+        normal = (rgb - np.array(MEAN, np.float32)[:, None, None]) / np.array(STD, np.float32)[:, None, None]
+        yield (normal if normalized else rgb), expected(normal)
+
+
+@pytest.mark.parametrize("options", [["--int8", "--calibrate", "2"], ["--normalize"]])
+def test_onnx(export, tiny, script, options):
+    """One file, four sizes, of which some have feature maps that 2, 3 and 6 do not divide."""
+    ort = pytest.importorskip("onnxruntime", reason="requirements-export.txt is not installed")
+    result = script(*export, "--to", "onnx", "--images", "2", *options)
+    assert result.status == 0, result.err
+    session = ort.InferenceSession(tiny.out / "student.file")
+    for image, logits in images("--normalize" not in options):
+        ours = session.run(None, {"image": image})[0]
+        assert ours.shape == logits.shape and np.abs(ours - logits).max() < 1e-4 * np.abs(logits).max()
+        assert (ours.argmax(1) == logits.argmax(1)).mean() >= 0.9999
+    notes = session.get_modelmeta().custom_metadata_map
+    assert json.loads(notes["classes"]) == ["sky", "land", "road", "car"]
+    measured = json.loads((tiny.out / "student.file.json").read_text())
+    assert len(measured["agreement"]) == 3 and all(row["equal_labels"] >= 0.9999 for row in measured["agreement"])
+    assert {"PyTorch", "onnx"} <= set(measured["ms"])
+    if "--int8" in options:
+        assert 0 <= measured["int8"]["mIoU"] <= 1 and measured["int8"]["bytes"] < 0.3 * measured["bytes"]
+        small = ort.InferenceSession(tiny.out / "student.int8.onnx")
+        assert small.run(None, {"image": image})[0].shape == logits.shape
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_torchscript(export, tiny, script):
+    result = script(*export, "--to", "torchscript", "--images", "1", "--normalize")
+    assert result.status == 0, result.err
+    module = torch.jit.load(tiny.out / "student.file")
+    for image, logits in images(normalized=False):
+        ours = module(torch.from_numpy(image)).numpy()
+        assert np.abs(ours - logits).max() < 1e-4 * np.abs(logits).max()
+
+
+def test_state_dict_is_a_checkpoint_of_the_student_alone(export, tiny, script):
+    assert script(*export, "--to", "state_dict").status == 0
+    state, whole = checkpoint.network_state(tiny.out / "student.file", "student"), network().state_dict()
+    assert set(state) == {key for key in whole if not key.startswith("aux.")}
+    assert all(torch.equal(value, whole[key]) for key, value in state.items())
+    assert script("test_18.py", "--config", tiny.path, "TEST.model_path", tiny.out / "student.file").status == 0
+
+
+def test_nothing_is_written_that_disagrees(export, tiny, fails, monkeypatch):
+    forward = Exportable.forward
+    monkeypatch.setattr(Exportable, "forward", lambda self, image: -forward(self, image))
+    assert "differs from" in fails(*export, "--to", "torchscript", "--images", "1")
+    assert not (tiny.out / "student.file").exists()
+
+
+def test_mistakes(export, fails, monkeypatch):
+    assert "--int8 goes with --to onnx" in fails(*export, "--to", "torchscript", "--int8")
+    assert "does not hold a PSPNet-50" in fails(*export, "--to", "state_dict", "TRAIN.layers", "50")
+    assert "--to" in fails(*export)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "requirements-export.txt" in fails(*export, "--to", "onnx")
