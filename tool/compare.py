@@ -55,6 +55,8 @@ def headline(report: dict[str, Any]) -> str:
         )
         low, high = (_percent(value, sign="+", digits=1) for value in change["interval"])
         gain += f"{_percent(change['mIoU'], sign='+', digits=1)} points ({low} … {high}). "
+        if change["interval"][0] <= 0 <= change["interval"][1]:
+            gain += "Other images might have turned that round. "
         return gain + verdict(teacher["mIoU"], student["mIoU"], distilled["mIoU"])
     best = max(report["runs"], key=lambda run: run["mIoU"])
     score = _percent(best["mIoU"], best["interval"], digits=1)
