@@ -111,7 +111,8 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type=kind, key=key)
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        self.session = None
+        self.call("Browser.close")  # which ends its child processes, too; a kill would leave them to find out
+        self.process.wait(PATIENCE)
         os.close(self.write_fd)
         os.close(self.read_fd)

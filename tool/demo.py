@@ -43,7 +43,7 @@ class Segmenter:
         net = pspnet.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False)
         self.net, self.dtype = net.to(run.device()).freeze(), run.precision(cfg.test.precision)
 
-    def predictor(self, quick: bool) -> "evaluate.Predictor":
+    def predictor(self, quick: bool) -> evaluate.Predictor:
         protocol = evaluate.quick_protocol(self.cfg) if quick else evaluate.test_protocol(self.cfg)
         return evaluate.Predictor(self.net, self.cfg, protocol, self.dtype)
 

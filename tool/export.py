@@ -23,7 +23,7 @@ from model import pspnet  # noqa: E402
 from tool import exported  # noqa: E402
 from tool.exportable import Exportable  # noqa: E402
 from util import config, evaluate, run  # noqa: E402
-from util.dataset import Normalize, Pair, read_list, read_names  # noqa: E402
+from util.dataset import Pair, read_list, read_names  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.metric import Scores, confusion_matrix  # noqa: E402
 
@@ -72,16 +72,16 @@ def mean_iou(net: torch.nn.Module, pairs: list[Pair], cfg: config.Config) -> flo
     for _, prediction, label in evaluate.predictions(
         net, pairs, range(len(pairs)), cfg, protocol, torch.float32, 0, "score"
     ):
-        matrix += confusion_matrix(prediction, label, cfg.data.classes)
+        matrix += confusion_matrix(prediction.cpu(), label, cfg.data.classes)
     return Scores.of(matrix).mIoU
 
 
 def int8(content: bytes, copy: exported.Exported, pairs: list[Pair], cfg: config.Config, images: int, path: Path):
     """Quantise with training images, score both on the test list, write it -> (network, measurements)."""
     train = read_list(cfg.data.train_list, "DATA.train_list", cfg.data.data_root)
-    calibration = exported.pictures(exported.spread(train, images), cfg, copy.normalize is None)
+    calibration = exported.pictures(exported.spread(train, images), cfg, not copy.normalize)
     quantized = exported.quantize(content, calibration)
-    network = exported.Exported(quantized, "onnx", copy.normalize)
+    network = exported.Exported(quantized, "onnx", copy.normalize, cfg.data)
     before, after = (mean_iou(net, pairs, cfg) for net in (copy, network))
     write(path, quantized)
     change = f"{100 * before:.2f} -> {100 * after:.2f} % ({100 * (after - before):+.2f})"
@@ -108,14 +108,14 @@ def export(cfg: config.Config, arguments: argparse.Namespace) -> None:
         raise UserError("--int8 measures mIoU, but TEST.split test has no labels")
     make = exported.to_onnx if kind == "onnx" else exported.to_torchscript
     content = make(Exportable(load(cfg), cfg.data, arguments.normalize), notes)
-    normalize = Normalize(cfg.data, torch.device("cpu")) if arguments.normalize else None
-    copy = exported.Exported(content, kind, normalize)
-    rows = check(net, copy, exported.spread(pairs, arguments.images), cfg)
+    copy = exported.Exported(content, kind, arguments.normalize, cfg.data)
+    torch.backends.cudnn.allow_tf32 = False  # the labels are to be float32's on a GPU, too
+    rows = check(net.to(run.device()), copy, exported.spread(pairs, arguments.images), cfg)
     write(path, content)
     print(f"{len(content) / 2**20:.1f} MiB written to {path}")
     result = {**notes, "file": str(path), "bytes": len(content), "agreement": rows}
     contenders = {"PyTorch": exported.plain(load(cfg)), kind: copy}
-    if run.precision("auto") == torch.bfloat16:
+    if run.device().type == "cpu" and run.precision("auto") == torch.bfloat16:
         contenders["PyTorch bfloat16"] = exported.plain(load(cfg), torch.bfloat16)
     if arguments.int8:
         small, result["int8"] = int8(content, copy, pairs, cfg, arguments.calibrate, path.with_suffix(".int8.onnx"))

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from model.pspnet import Output, PSPNet
 from tool.exportable import Exportable
 from util import evaluate, run
-from util.config import Config
-from util.dataset import Normalize, Pair, read_image
+from util.batch import Normalize
+from util.config import Config, Data
+from util.dataset import Pair, read_image
 from util.errors import UserError
 
 EXAMPLE = (2, 3, 97, 121)  # any size does: the graph is traced for all
@@ -70,19 +71,21 @@ def to_torchscript(net: Exportable, notes: dict[str, str]) -> bytes:
 class Exported(nn.Module):
     """An exported network in the place of a PSPNet: the testing loop takes it as it is.
 
-    content: an ONNX or TorchScript file's bytes. It is given what PSPNet is given, normalised pictures; where the
-    graph normalises by itself they are turned back into RGB first.
+    content: an ONNX or TorchScript file's bytes; it runs on the CPU. It is given what PSPNet is given, normalised
+    pictures; where the graph normalises by itself they are turned back into RGB first.
     """
 
-    def __init__(self, content: bytes, kind: str, normalize: Normalize | None):
+    def __init__(self, content: bytes, kind: str, normalize: bool, data: Data):
         super().__init__()
         self.normalize = normalize
+        self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in (data.mean, data.std))
         self.call = _onnx_call(content) if kind == "onnx" else _torchscript_call(content)
 
     def forward(self, image: Tensor) -> Output:
+        device, image = image.device, image.cpu()
         if self.normalize:
-            image = image * self.normalize.std + self.normalize.mean
-        return Output(self.call(image.contiguous()), None, {})
+            image = image * self.std + self.mean
+        return Output(self.call(image.contiguous()).to(device), None, {})
 
 
 def _onnx_call(content: bytes) -> Callable[[Tensor], Tensor]:
@@ -134,10 +137,11 @@ def spread(pairs: list[Pair], count: int) -> list[Pair]:
 
 def pictures(pairs: list[Pair], cfg: Config, normalized: bool) -> Iterator[np.ndarray]:
     """The pictures at scale 1, (1, 3, h, w) float32, as a graph takes them."""
-    normalize = Normalize(cfg.data, torch.device("cpu")) if normalized else None
+    normalize = Normalize(cfg.data, run.device())
     for pair in pairs:
         image = torch.from_numpy(evaluate.resize(read_image(pair.image).astype(np.float32), 1.0, cfg.test.base_size))
-        yield (normalize(image[None]) if normalize else image[None].permute(0, 3, 1, 2)).contiguous().numpy()
+        image = normalize(image[None]).cpu() if normalized else image[None].permute(0, 3, 1, 2)
+        yield image.contiguous().numpy()
 
 
 def agreement(net: nn.Module, exported: Exported, pairs: list[Pair], cfg: Config, base_size: int) -> float:
@@ -153,11 +157,11 @@ def agreement(net: nn.Module, exported: Exported, pairs: list[Pair], cfg: Config
 
 
 def plain(net: PSPNet, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
-    """What the exported graph does, by PyTorch."""
+    """What the exported graph does, by PyTorch on the CPU."""
     net.freeze()
 
     def call(image: Tensor) -> Tensor:
-        with run.autocast(dtype):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             logits = net(image.contiguous(memory_format=torch.channels_last)).logits
         return F.interpolate(logits.float(), image.shape[2:], mode="bilinear", align_corners=True)
 

@@ -1,6 +1,7 @@
 """Finished runs as tool/compare.py reads them: scores, curves, and counts of pixels for every image."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from util.testing import map_names, read_map
 
 BORDER, INSIDE = 0, 1  # regions; see near_border
 HIT, TRUTH, PREDICTED = 0, 1, 2  # kinds of counts
+NEEDED = {"mIoU", "mAcc", "allAcc", "classes", "images", "protocol", "data", "ignore_label", "network"}
 
 
 @dataclass
@@ -81,7 +83,11 @@ def read(folder: Path) -> Run:
             f"{path}: its entry `data` is not the DATA section of a config; test that network again"
         ) from None
     curves = folder / "model" / "metrics.jsonl"
-    history = [_json(line, curves) for line in curves.read_text().splitlines()] if curves.is_file() else []
+    text = curves.read_text() if curves.is_file() else ""
+    lines = [
+        _json(line, curves) for line in text[: text.rfind("\n") + 1].splitlines()
+    ]  # a last one may be half written
+    history = [{k: v for k, v in line.items() if isinstance(v, int | float) and math.isfinite(v)} for line in lines]
     return Run(folder, folder.name, metrics, data, history)
 
 
