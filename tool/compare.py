@@ -44,21 +44,17 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 def headline(report: dict[str, Any]) -> str:
     """Whether distillation helped, in a sentence or two."""
-    roles = [run["role"] for run in report["runs"]]
-    if {"teacher", "student"} <= set(roles) and roles.count("distilled") == 1:
-        teacher, student, distilled = (
-            report["runs"][roles.index(role)] for role in ("teacher", "student", "distilled")
-        )
-        change = difference(report, roles.index("student"), roles.index("distilled"))
-        gain = (
-            f"mIoU {_percent(student['mIoU'], digits=1)} → {_percent(distilled['mIoU'], digits=1)} % by distillation: "
-        )
+    roles, best = [run["role"] for run in report["runs"]], report["runs"][report["best"]]
+    if {"teacher", "student", "distilled"} <= set(roles):
+        teacher, student = (report["runs"][roles.index(role)] for role in ("teacher", "student"))
+        change = difference(report, roles.index("student"), report["best"])
+        means = " → ".join(_percent(run["mIoU"], digits=1) for run in (student, best)) + " %"
+        how = "distillation" if roles.count("distilled") == 1 else f"{best['title']}, the best distilled run"
         low, high = (_percent(value, sign="+", digits=1) for value in change["interval"])
-        gain += f"{_percent(change['mIoU'], sign='+', digits=1)} points ({low} … {high}). "
+        gain = f"mIoU {means} by {how}: {_percent(change['mIoU'], sign='+', digits=1)} points ({low} … {high}). "
         if change["interval"][0] <= 0 <= change["interval"][1]:
             gain += "Other images might have turned that round. "
-        return gain + verdict(teacher["mIoU"], student["mIoU"], distilled["mIoU"])
-    best = max(report["runs"], key=lambda run: run["mIoU"])
+        return gain + verdict(teacher["mIoU"], student["mIoU"], best["mIoU"])
     score = _percent(best["mIoU"], best["interval"], digits=1)
     return f"{best['title']} has the highest mIoU of {len(roles)} runs, {score} %."
 

@@ -65,7 +65,7 @@ def _scene(runs: list[Run], counts: Counts, index: int, pair: Pair, name: str) -
 def build(report: dict[str, Any], runs: list[Run], pairs: list[Pair], counts: Counts, scenes: int) -> str:
     """The page's text. Of the pictures it holds at most `scenes`, scaled to LONG_SIDE."""
     before = report["baseline"]
-    after = next((i for i, run in enumerate(runs) if run.role == "distilled"), len(runs) - 1)
+    after = report["best"] if report["best"] != before else len(runs) - 1
     gain = (counts.turned[:, before, after] - counts.turned[:, after, before]) / np.maximum(counts.valid, 1)
     names = map_names(pairs, runs[0].folder)
     content = {

@@ -32,6 +32,7 @@ def summarise(runs: list[Run], counts: Counts, costs: list[dict | None], resampl
     mean, drawn_mean = scores.mean(1), np.nanmean(drawn, 2)
     closed, drawn_closed = (_gap_closed(values, student, teacher) for values in (mean, drawn_mean))
     notes = _notes(runs, costs)
+    candidates = [r for r, role in enumerate(roles) if role == "distilled"] or range(len(runs))
     if closed is not None and bootstrap.interval(drawn_mean[:, teacher] - drawn_mean[:, student])[0] <= 0:
         closed = drawn_closed = None
         notes.append("The teacher is not surely above the student alone on these images: no share of the gap is given.")
@@ -82,6 +83,7 @@ def summarise(runs: list[Run], counts: Counts, costs: list[dict | None], resampl
         "border_pixels": [int(counts.border.min()), int(counts.border.max())],
         "border_share": float((counts.pixels[0, :, BORDER, 1].sum()) / max(counts.valid.sum(), 1)),
         "baseline": student if student is not None else 0,
+        "best": max(candidates, key=lambda r: mean[r]),
         "runs": rows,
         "differences": differences,
         "notes": notes,
