@@ -1,12 +1,13 @@
 # make demo    generate the shapes dataset, train and test teacher, student and distilled student, write the report
 # make test    ruff and pytest
-# Both make .venv first, with the versions of constraints.txt.
+# make results repeats the README's tables, hours of training; CAMVID=FOLDER names CamVid's images. Resumes.
+# All make .venv first, with the versions of constraints.txt.
 
 PYTHON ?= python3
 SEED ?= 0
 PY := .venv/bin/python
 
-.PHONY: demo test clean
+.PHONY: demo test results clean
 
 demo: .venv/.ready
 	$(PY) tool/pipeline.py --dataset shapes --seed $(SEED)
@@ -15,6 +16,11 @@ test: .venv/.test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	$(PY) -m pytest
+
+results: .venv/.ready
+	$(PY) benchmark/results.py shapes
+	$(PY) benchmark/results.py camvid $(if $(CAMVID),--data-root $(CAMVID))
+	$(PY) benchmark/evidence.py
 
 .venv/.ready: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; make PYTHON=... names one")'

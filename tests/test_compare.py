@@ -75,6 +75,16 @@ def test_bootstrap_is_the_plain_one():
     assert 0.93 <= ((drawn[:, 0, 0] >= low) & (drawn[:, 0, 0] <= high)).mean() <= 0.97
 
 
+def test_blocks_are_drawn_whole():
+    """Stretches of 4 of 10 images: each draw has 10 images; 0 and 9 are neighbours."""
+    draws = bootstrap.draw(10, 500, block=4)
+    assert draws.shape == (500, 10) and (draws.sum(1) == 10).all()
+    assert draws.mean(0) == pytest.approx(1, abs=0.2)
+    together = ((draws > 0) & (np.roll(draws, 1, 1) > 0)).mean()  # neighbours in one draw
+    single = bootstrap.draw(10, 500)
+    assert together > 1.2 * ((single > 0) & (np.roll(single, 1, 1) > 0)).mean()
+
+
 def test_near_border():
     label = np.zeros((40, 60), np.uint8)
     label[:, 30:] = 1
