@@ -4,7 +4,8 @@
 
 For each seed: 100 labelled and 300 unlabelled scenes; a teacher and a student trained on the labelled ones; the student
 distilled on those; distilled with as many unlabelled images beside them in each batch; and distilled on the labelled
-ones alone for as long as that took (twice the epochs). Started again it goes on where it stopped.
+ones alone for as long as that took (twice the epochs); both once more with twice the budget. Started again it goes on
+where it stopped.
 """
 
 import argparse
@@ -24,6 +25,8 @@ RUNS = {
     "distilled, labelled images": ("50_18", "pspnet50_18", 16, []),
     "distilled, labelled images, twice as long": ("50_18", "pspnet50_18", 32, []),
     "distilled, labelled and unlabelled images": ("50_18", "pspnet50_18", 16, ["TRAIN.unlabelled_per_batch", "4"]),
+    "distilled, labelled images, four times as long": ("50_18", "pspnet50_18", 64, []),
+    "distilled, both, twice as long": ("50_18", "pspnet50_18", 32, ["TRAIN.unlabelled_per_batch", "4"]),
 }
 
 

@@ -7,6 +7,7 @@ import torch
 from conftest import network
 
 from benchmark import evidence, results
+from util import config
 
 
 def test_every_method_is_run_as_its_config_says(tmp_path):
@@ -16,7 +17,6 @@ def test_every_method_is_run_as_its_config_says(tmp_path):
     keys = dict(zip(given[::2], given[1::2], strict=True))
     assert keys["DATA.data_root"] == "somewhere" and keys["DISTILL.weights.kl"] == "0"
     assert "fitnet" in keys["DISTILL.hints"] and "seed_0/teacher" in keys["DISTILL.teacher_path"]
-    from util import config
 
     cfg = config.load(results.ROOT / bench.config_file(task), given)
     assert cfg.distill.hints[0].layer == "layer4"
