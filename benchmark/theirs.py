@@ -1,0 +1,98 @@
+"""Other people's checkouts, run as they are, beside this project.
+
+Nothing of theirs is copied or changed. While a call lasts, their packages `model`, `util` and `tool` stand in for
+ours, and what their code of 2019 expects is lent to it: .cuda() without a GPU, collections.Iterable, torch.histc of
+integers.
+"""
+
+import collections
+import collections.abc
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from util import run
+from util.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("model", "util", "tool")
+
+
+class Checkout:
+    """A folder of theirs. `with checkout:` lends; inside it, import_module finds their modules."""
+
+    def __init__(self, path: Path, witness: str):
+        """witness: a file that tells this repository from another. Raises UserError when it is not there."""
+        if not (path / witness).is_file():
+            raise UserError(f"{path} has no {witness}; give the folder of a checkout")
+        self.path, self.modules = path.resolve(), {}
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        histc = torch.histc
+        away = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.object(sys, "path", [str(self.path), *away]))
+            stack.enter_context(mock.patch.object(collections, "Iterable", collections.abc.Iterable, create=True))
+            stack.enter_context(mock.patch.object(torch, "histc", lambda x, **more: histc(x.float(), **more)))
+            if not torch.cuda.is_available():
+                stack.enter_context(mock.patch.object(Tensor, "cuda", lambda self, **_: self))
+            ours = _take_modules()
+            sys.modules |= self.modules
+            try:
+                yield
+            finally:
+                self.modules = _take_modules()
+                sys.modules |= ours
+
+    def load(self, *names: str) -> list[ModuleType]:
+        with self.lent(), _bytecode_kept_off():
+            return [importlib.import_module(name) for name in names]
+
+
+def _take_modules() -> dict[str, ModuleType]:
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in NAMES}
+
+
+def _bytecode_kept_off() -> contextlib.AbstractContextManager:
+    return mock.patch.object(sys, "dont_write_bytecode", True)  # their folder stays as it is
+
+
+def original_step(path: Path, image: Tensor, label: Tensor) -> Callable[[], None]:
+    """One step of PSPNet-knowledge-distillation's train(): its KDNet, losses, SGD and running mIoU.
+
+    image: (N, 3, H, W) float32, normalised; label: (N, H, W) int64. Its number of classes, 21, is fixed in its code.
+    """
+    checkout = Checkout(path, "train_50_18_my.py")
+    script, kdnet, pspnet, resnet = checkout.load("train_50_18_my", "model.kdnet", "model.pspnet", "model.resnet")
+    for depth in (18, 50):  # random weights instead of a download and of a file
+        setattr(resnet, f"resnet{depth}", _untrained(getattr(resnet, f"resnet{depth}")))
+    kdnet.teacher_loader = lambda: pspnet.PSPNet(tag="teacher", layers=50, dropout=0.0)
+    script.args = SimpleNamespace(
+        epochs=50, zoom_factor=8, multiprocessing_distributed=False, classes=21, ignore_label=255,
+        base_lr=0.01, index_split=5, print_freq=50, power=0.9,
+    )  # fmt: skip
+    script.logger, script.writer = mock.Mock(), mock.Mock()
+    with checkout.lent():
+        model = kdnet.KDNet(temperature=1.9, alpha=0.25).to(run.device())
+    student = model.student_net
+    parts = [getattr(student, name) for name in "layer0 layer1 layer2 layer3 layer4 ppm cls aux_s".split()]
+    groups = [{"params": part.parameters(), "lr": 0.01 * (1 if i < 5 else 10)} for i, part in enumerate(parts)]
+    sgd = torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=1e-4)
+
+    def step() -> None:
+        with checkout.lent():
+            script.train([(image, label)], model, sgd, 0)
+
+    return step
+
+
+def _untrained(network: Callable) -> Callable:
+    return lambda pretrained=False, **more: network(pretrained=False, **more)
