@@ -14,19 +14,22 @@ BLOCK = {"cpu": 3 << 19, "cuda": 1 << 26}  # values a block: what fits a CPU's c
 
 
 def weights(size: int, source: int, like: Tensor) -> Tensor:
-    """(size, source), of the dtype and device of `like`: row i holds what point i of `size` takes of each of `source` points, ends on ends."""
+    """(size, source), as `like`: row i holds what point i of `size` takes of each of `source` points, ends on ends."""
     where = torch.arange(size, dtype=torch.float64, device=like.device) * ((source - 1) / max(size - 1, 1))
     points = torch.arange(source, dtype=torch.float64, device=like.device)
     return (1 - (where[:, None] - points).abs()).clamp(min=0).to(like.dtype)
 
 
 class Enlarged:
-    """x (N, C, h, w), seen at `size` (H, W) as F.interpolate(bilinear, align_corners=True) would show it."""
+    """x (N, C, h, w), seen at `size` (H, W) as F.interpolate(bilinear, align_corners=True) would show it.
 
-    def __init__(self, x: Tensor, size: tuple[int, int]):
+    columns: the part of W that is wanted.
+    """
+
+    def __init__(self, x: Tensor, size: tuple[int, int], columns: slice = slice(None)):
         self.height, self.source = size[0], x.shape[2]
         self.down = weights(size[0], x.shape[2], x)
-        self.across = weights(size[1], x.shape[3], x)
+        self.across = weights(size[1], x.shape[3], x)[columns]
         self.wide = x.contiguous() @ self.across.T  # (N, C, h, W)
 
     def blocks(self, first: int = 0, last: int | None = None) -> Iterator[slice]:

@@ -63,7 +63,7 @@ def map_names(pairs: list[Pair], folder: Path) -> list[str]:
 def _predict(pairs: list[Pair], maps: list[str], cfg: Config) -> torch.Tensor:
     t, classes, device = cfg.test, cfg.data.classes, run.device()
     dtype = run.precision(t.precision)
-    net = pspnet.load(t.model_path, cfg.train.layers, classes, aux=False).to(device).freeze()
+    net = pspnet.load(t.model_path, cfg.train.layers, classes, aux=False).to(device).freeze(dtype)
     folder, palette = Path(t.save_folder), read_colors(cfg.data)
     try:
         for kind in ("gray", "color"):
