@@ -5,9 +5,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from model import backbone
+from model import backbone, frozen
 from model.conv import WideConv2d
 from util import checkpoint, run
 from util.config import Config
@@ -114,12 +113,7 @@ class PSPNet(nn.Module):
     def freeze(self, dtype: torch.dtype = torch.float32) -> "PSPNet":
         """For inference only: eval mode, no gradients, BatchNorm folded into the convolutions, weights in `dtype`."""
         self.eval().requires_grad_(False)
-        for parent in list(self.modules()):
-            children = list(parent.named_children())
-            for (name, conv), (bn_name, bn) in zip(children, children[1:], strict=False):
-                if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
-                    setattr(parent, name, fuse_conv_bn_eval(conv, bn))
-                    setattr(parent, bn_name, nn.Identity())
+        frozen.fuse(self)
         return self.to(dtype=dtype, memory_format=torch.channels_last)
 
 

@@ -131,7 +131,7 @@ class Predictor:
         """
         batch = torch.cat([windows, windows.flip(3)]) if self.protocol.flip else windows
         with run.autocast(self.dtype):
-            logits = self.net(batch.contiguous(memory_format=torch.channels_last)).logits.float()
+            logits = self.net(batch.to(self.dtype, memory_format=torch.channels_last)).logits.float()
         if not self.protocol.flip:
             return (logits,)
         there, mirrored = logits.chunk(2)

@@ -1,0 +1,30 @@
+"""A frozen network computes the same with and without the fused operator, for both kinds of block."""
+
+import pytest
+import torch
+from conftest import network
+
+from model import frozen
+
+
+@pytest.mark.parametrize("layers", [18, 50])
+@pytest.mark.parametrize("fused", [True, False])
+def test_fused_is_the_same_function(layers, fused, monkeypatch):
+    if not fused:
+        monkeypatch.setattr(frozen, "_fusable", lambda x, weight: False)
+    image = torch.randn(2, 3, 33, 41)
+    with torch.no_grad():
+        before, after = network(layers, "deep")(image), network(layers, "deep").freeze()(image)
+    torch.testing.assert_close(after.logits, before.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after.aux, before.aux, rtol=1e-4, atol=1e-4)
+    assert after.features.keys() == before.features.keys()
+    for name, feature in after.features.items():
+        assert (feature - before.features[name]).abs().max() < 1e-3 * before.features[name].abs().max() + 1e-4
+
+
+def test_bfloat16_is_close():
+    image = torch.randn(2, 3, 33, 33)
+    with torch.no_grad():
+        exact, rounded = network()(image), network().freeze(torch.bfloat16)(image.bfloat16())
+    assert rounded.logits.dtype == torch.bfloat16
+    assert (rounded.logits - exact.logits).abs().max() < 0.05 * exact.logits.abs().max()
