@@ -15,10 +15,12 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from util import run
+from util.config import Config
 from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,3 +98,47 @@ def original_step(path: Path, image: Tensor, label: Tensor) -> Callable[[], None
 
 def _untrained(network: Callable) -> Callable:
     return lambda pretrained=False, **more: network(pretrained=False, **more)
+
+
+def semseg_testing(path: Path, net: nn.Module, cfg: Config, folder: Path) -> Callable[[], None]:
+    """semseg's tool/test.py on TEST.test_list: its loader, sliding windows and writing, to `folder`/gray and /color.
+
+    net: (N, 3, H, W) -> logits at full size, in float32, as its own PSPNet gives them.
+    """
+    checkout = Checkout(path, "tool/test.py")
+    script, data, transform = checkout.load("tool.test", "util.dataset", "util.transform")
+    script.logger = mock.Mock()
+    test = cfg.test
+    with checkout.lent(), contextlib.redirect_stdout(None):
+        convert = transform.Compose([transform.ToTensor()])
+        pairs = data.SemData(test.split, cfg.data.data_root, test.test_list, convert)
+    loader = torch.utils.data.DataLoader(pairs, batch_size=1, num_workers=cfg.train.workers)
+    maps = [str(folder / kind) for kind in ("gray", "color")]
+    colors = np.loadtxt(cfg.data.colors_path).astype("uint8").ravel().tolist()  # Pillow takes no 2D array now
+
+    def run_test() -> None:
+        with checkout.lent():
+            script.test(
+                loader, pairs.data_list, net, cfg.data.classes, cfg.data.mean, cfg.data.std, test.base_size,
+                test.test_h, test.test_w, test.scales, *maps, colors,
+            )  # fmt: skip
+
+    return run_test
+
+
+def semseg_samples(path: Path, cfg: Config) -> torch.utils.data.Dataset:
+    """semseg's SemData over DATA.train_list with the transforms of its tool/train.py and the numbers of `cfg`."""
+    checkout = Checkout(path, "util/transform.py")
+    data, transform = checkout.load("util.dataset", "util.transform")
+    t, mean = cfg.train, list(cfg.data.mean)
+    with checkout.lent(), contextlib.redirect_stdout(None):
+        steps = [
+            transform.RandScale([t.scale_min, t.scale_max]),
+            transform.RandRotate([t.rotate_min, t.rotate_max], padding=mean, ignore_label=t.ignore_label),
+            transform.RandomGaussianBlur(),
+            transform.RandomHorizontalFlip(),
+            transform.Crop([t.train_h, t.train_w], crop_type="rand", padding=mean, ignore_label=t.ignore_label),
+            transform.ToTensor(),
+            transform.Normalize(mean=mean, std=list(cfg.data.std)),
+        ]
+        return data.SemData("train", cfg.data.data_root, cfg.data.train_list, transform.Compose(steps))
