@@ -62,10 +62,10 @@ def read_list(path: str, key: str, root: str, labelled: bool = True) -> list[Pai
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """(H, W, 3) RGB; gray, alpha and 16-bit pictures become 8-bit RGB. Raises UserError for what cannot be decoded."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise UserError(f"image {path} cannot be decoded; replace it or take it out of the list")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
 def read_label(path: Path, shape: tuple[int, int], classes: int, ignore_label: int) -> NDArray[np.uint8]:
@@ -85,11 +85,11 @@ def read_label(path: Path, shape: tuple[int, int], classes: int, ignore_label: i
         raise UserError(f"label {path} cannot be decoded ({error}); replace it or take it out of the list") from None
     if label.shape != shape:
         raise UserError(f"label {path} is {label.shape[1]}x{label.shape[0]}, its image is {shape[1]}x{shape[0]}")
-    values = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
-    bad = values[(values >= classes) & (values != ignore_label)]
-    if bad.size:
+    values = np.arange(256, dtype=np.uint8)
+    wrong = cv2.LUT(label, ((values >= classes) & (values != ignore_label)).astype(np.uint8))
+    if wrong.any():
         raise UserError(
-            f"label {path} holds the value {bad[0]}, neither a class (0 .. {classes - 1}) nor "
+            f"label {path} holds the value {label[wrong > 0].min()}, neither a class (0 .. {classes - 1}) nor "
             f"TRAIN.ignore_label ({ignore_label})"
         )
     return label
