@@ -1,6 +1,7 @@
 """What the benchmarks share: taking turns, medians and ratios, the convolution ceiling, peak memory, JSON."""
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -9,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,14 @@ class Variant(NamedTuple):
 
     work: Callable[[], Any]
     around: Callable[[], AbstractContextManager]
+
+
+@contextlib.contextmanager
+def default_malloc() -> Iterator[None]:
+    """Without run.keep_freed_memory: as every other program runs."""
+    run.keep_freed_memory(False)
+    yield
+    run.keep_freed_memory()
 
 
 def timed(work: Callable[[], Any]) -> float:

@@ -34,8 +34,8 @@ def batch(size: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     return image, torch.randint(0, size.classes, shape, generator=noise, dtype=torch.uint8)
 
 
-def script_step(kind: str, precision: str, size: argparse.Namespace, folder: Path, *more: str) -> Callable[[], None]:
-    """One step as the project's own script does it: its networks and losses, the loop's Stepper."""
+def script_stepper(kind: str, precision: str, size: argparse.Namespace, folder: Path) -> Stepper:
+    """The loop's Stepper with the networks and losses of the project's own script."""
     teacher = folder / "teacher.pth"
     if kind == "distillation" and not teacher.is_file():
         torch.save({"state_dict": PSPNet(50, size.classes).state_dict()}, teacher)
@@ -47,14 +47,17 @@ def script_step(kind: str, precision: str, size: argparse.Namespace, folder: Pat
         overrides["DISTILL.teacher_path"] = teacher
     layers = SCRIPTS[kind].removeprefix("train_")
     pairs = [str(part) for item in overrides.items() for part in item]
-    cfg = config.load(ROOT / f"config/voc2012/voc2012_pspnet{layers}.yaml", [*pairs, *more])
+    cfg = config.load(ROOT / f"config/voc2012/voc2012_pspnet{layers}.yaml", pairs)
     torch.manual_seed(0)
     with mock.patch.object(engine, "fit") as fit:
         importlib.import_module(SCRIPTS[kind]).main(cfg)
     net, losses, weights = fit.call_args.args[1:4]
     net.to(run.device(), memory_format=torch.channels_last)
-    stepper = Stepper(cfg, net, optimizer(cfg, net), losses, weights, seed=0, steps=1 << 20)
-    raw = batch(size)
+    return Stepper(cfg, net, optimizer(cfg, net), losses, weights, seed=0, steps=1 << 20)
+
+
+def script_step(kind: str, precision: str, size: argparse.Namespace, folder: Path) -> Callable[[], None]:
+    stepper, raw = script_stepper(kind, precision, size, folder), batch(size)
     return lambda: stepper.step(raw, 0)
 
 
@@ -94,15 +97,8 @@ def full_size_cross_entropy(logits: torch.Tensor, labels: Labels) -> torch.Tenso
 
 
 @contextlib.contextmanager
-def default_malloc() -> Iterator[None]:
-    run.keep_freed_memory(False)
-    yield
-    run.keep_freed_memory()
-
-
-@contextlib.contextmanager
 def plainly() -> Iterator[None]:
-    with default_malloc(), full_size(), nn_conv2d():
+    with measure.default_malloc(), full_size(), nn_conv2d():
         yield
 
 
@@ -128,9 +124,9 @@ def variants(kind: str, size: argparse.Namespace, folder: Path, names: list[str]
         "ours": (ours, contextlib.nullcontext),
         "fp32": (lambda: script_step(kind, "fp32", size, folder), contextlib.nullcontext),
         "plain": (lambda: plain_step(kind, size), plainly),
-        "original": (lambda: theirs.original_step(size.original, *normalised(size)), default_malloc),
+        "original": (lambda: theirs.original_step(size.original, *normalised(size)), measure.default_malloc),
         "nn.Conv2d": (ours, nn_conv2d),
-        "malloc": (ours, default_malloc),
+        "malloc": (ours, measure.default_malloc),
         "full-size CE": (ours, full_size),
         "unfolded": (lambda: unfolded_step(kind, size, folder), contextlib.nullcontext),
     }

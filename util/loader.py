@@ -91,7 +91,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
             yield [key for part in zip(*shares, strict=True) for kind in part for key in kind]
 
 
-def _collate(samples: list) -> tuple[Tensor, Tensor] | UserError:
+def collate(samples: list) -> tuple[Tensor, Tensor] | UserError:
     for item in samples:
         if isinstance(item, UserError):
             return item
@@ -121,4 +121,4 @@ def loader(data: Dataset, workers: int, **options) -> DataLoader:
 
 
 def train_loader(data: TrainData, sampler: StepSampler, workers: int) -> DataLoader:
-    return loader(data, workers, batch_sampler=sampler, collate_fn=_collate)
+    return loader(data, workers, batch_sampler=sampler, collate_fn=collate)
