@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -94,23 +93,33 @@ def ceiling(dtype: torch.dtype) -> tuple[Callable[[], None], float]:
     return convolve, 4 * 2 * x[:, 0].numel() * weight.numel() / 1e9
 
 
+def _status(field: str) -> int:
+    """MiB of a field of /proc/self/status. (ru_maxrss would count the process that started this one.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) >> 10 for line in lines if line.startswith(field))
+
+
 def peak_here() -> int:
-    """MiB that this process has held at most: on a GPU what its tensors took, else its resident memory."""
+    """MiB that this process has held at most: on a GPU what its tensors took, else its resident memory (Linux)."""
+    return torch.cuda.max_memory_allocated() >> 20 if torch.cuda.is_available() else _status("VmHWM")
+
+
+def forget_peak() -> int:
+    """Let peak_here() begin anew -> MiB held now."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() >> 20
-    status = Path("/proc/self/status")
-    if status.is_file():  # ru_maxrss would count the process that started this one
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) >> 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() >> 20
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
 
 
-def in_process(script: str, *arguments: str) -> Any:
-    """What `script` prints as its last line, read as JSON, from a fresh process: no other variant's memory in it."""
-    command = [sys.executable, script, *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True)
+def in_process(*command: object, environment: Mapping[str, str] | None = None) -> Any:
+    """What a Python command prints as its last line, read as JSON; a fresh process has no other variant's memory."""
+    words = [sys.executable, *map(str, command)]
+    result = subprocess.run(words, capture_output=True, text=True, env=environment)
     if result.returncode:
-        raise UserError(f"{' '.join(command)} failed: {(result.stderr.strip().splitlines() or ['no message'])[-1]}")
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{' '.join(words)} failed: {last}")
     return json.loads(result.stdout.splitlines()[-1])
 
 
