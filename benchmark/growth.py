@@ -54,7 +54,7 @@ def losses_memory(options: Namespace) -> float:
         label = torch.randint(0, options.classes, (options.batch, crop, crop), device=run.device())
         fine, small = Labels.of(label, steps.VOID), Labels.of(sample(label, 1), steps.VOID)
         total = sum(supervised(student, fine).values())
-        (total + kl(student.logits, noise[2], small, 2.0) + mse(student.aux, noise[3], small)).backward()
+        (total + kl(student.logits, noise[2], small) + mse(student.aux, noise[3], small)).backward()
 
     losses(9)
     before = measure.forget_peak()

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmark import measure, pictures, steps, theirs  # noqa: E402
 from util import run  # noqa: E402
 from util.config import Config  # noqa: E402
-from util.dataset import StepSampler, TrainData, collate, train_loader  # noqa: E402
+from util.loader import StepSampler, TrainData, collate, train_loader  # noqa: E402
 
 
 def ways(options: Namespace, cfg: Config) -> dict[str, Callable[[], None]]:
@@ -62,9 +62,9 @@ def waiting(options: Namespace, cfg: Config) -> float:
     size = Namespace(crop=options.crop, batch=options.batch, classes=pictures.CLASSES)
     stepper = steps.script_stepper("student", "auto", size, Path())
     data = TrainData(cfg, seed=0)
-    sampler = StepSampler(len(data), options.batch, epochs=1 + options.steps * options.batch // len(data), seed=0)
+    sampler = StepSampler(data, cfg.train)
     batches, waits, all_ = iter(train_loader(data, sampler, options.workers)), [], []
-    for step in range(min(options.steps, len(sampler))):
+    for step in range(options.steps):
         start = time.perf_counter()
         raw = next(batches)
         waits.append(time.perf_counter() - start)

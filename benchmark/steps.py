@@ -18,6 +18,7 @@ from model.distill.logits import kl
 from model.loss import Labels, sample, supervised
 from model.pspnet import PSPNet
 from util import config, engine, run
+from util.schedule import Weights
 from util.step import Stepper, optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +54,8 @@ def script_stepper(kind: str, precision: str, size: argparse.Namespace, folder: 
         importlib.import_module(SCRIPTS[kind]).main(cfg)
     net, losses, weights = fit.call_args.args[1:4]
     net.to(run.device(), memory_format=torch.channels_last)
-    return Stepper(cfg, net, optimizer(cfg, net), losses, weights, seed=0, steps=1 << 20)
+    weights = Weights(weights, {}, cfg.train.epochs)
+    return Stepper(cfg, net, optimizer(cfg, net), losses, weights, seed=0, per_epoch=1 << 10)
 
 
 def script_step(kind: str, precision: str, size: argparse.Namespace, folder: Path) -> Callable[[], None]:
@@ -83,7 +85,7 @@ def plain_step(kind: str, size: argparse.Namespace) -> Callable[[], None]:
         total = sum(supervised(out, fine).values())
         if teacher:
             target = teacher(image)
-            total = total + kl(out.logits, target.logits, coarse, 2.0) + mse(out.aux, target.aux, coarse)
+            total = total + kl(out.logits, target.logits, coarse) + mse(out.aux, target.aux, coarse)
         sgd.zero_grad()
         total.backward()
         sgd.step()

@@ -100,6 +100,7 @@ class Predictor:
 
     def _resized(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         total, count = self._windows(self.normalize(image[None]))
+        # cv2.resize's INTER_LINEAR: half-pixel centres, no anti-aliasing
         return F.interpolate(total.div_(count), size, mode="bilinear", align_corners=False)
 
     def _windows(self, image: Tensor) -> tuple[Tensor, Tensor]:

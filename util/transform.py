@@ -53,8 +53,6 @@ class Augment:
         size = (t.train_w, t.train_h)
         image = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)  # OpenCV warps four channels in half the time of three
         image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=self.mean)
-        image = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)  # OpenCV warps four channels in half the time of three
-        image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=self.mean)
         image = cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
         label = cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST, borderValue=self.padding)
         if rng.random() < t.blur_prob:
