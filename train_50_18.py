@@ -16,13 +16,13 @@ from util import engine, run, teacher
 
 def main(cfg):
     net_t = pspnet.load_teacher(cfg)
-    dtype = next(net_t.parameters()).dtype
+    dtype, teach = next(net_t.parameters()).dtype, run.compiled(net_t, cfg.train.compile)
     hints = Hints(cfg, pspnet.build(cfg), net_t)
     scores = standardise if cfg.distill.standardise else lambda logits: logits
 
     def losses(student, batch):
         with torch.no_grad(), run.autocast(dtype):
-            t = net_t(batch.image.to(dtype))
+            t = teach(batch.image.to(dtype))
         s = student(batch.image)
         valid = batch.valid(1)
         terms = supervised(s, batch.labels(cfg.train.zoom_factor))

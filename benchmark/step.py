@@ -12,7 +12,8 @@ Peak memory is that of a fresh process for each way.
 - plain: float32, contiguous, the teacher as loaded (though once a step and without gradients), scores at full size
 - original: --original FOLDER, a checkout of PSPNet-knowledge-distillation; distillation only, 21 classes
 - --ideas adds ours without one of its parts: `nn.Conv2d` (no weight gradient in chunks), `malloc` (glibc's default:
-  freed memory goes back), `full-size CE` (no blocks of rows), `unfolded` (the teacher keeps its BatchNorm)
+  freed memory goes back), `full-size CE` (no blocks of rows), `unfolded` (the teacher keeps its BatchNorm), and the
+  student's step with TRAIN.compile, which first takes a minute or two to compile
 """
 
 import json
@@ -37,7 +38,8 @@ def names(kind: str, options: Namespace) -> list[str]:
     if options.original and kind == "distillation":
         chosen.append("original")
     if options.ideas:
-        chosen += [*IDEAS, *(["unfolded"] if kind == "distillation" else [])]
+        chosen += IDEAS
+        chosen += {"distillation": ["unfolded"], "student": ["compile"]}.get(kind, [])
     return chosen
 
 

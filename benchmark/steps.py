@@ -35,13 +35,13 @@ def batch(size: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     return image, torch.randint(0, size.classes, shape, generator=noise, dtype=torch.uint8)
 
 
-def script_stepper(kind: str, precision: str, size: argparse.Namespace, folder: Path) -> Stepper:
+def script_stepper(kind: str, precision: str, size: argparse.Namespace, folder: Path, compiled: bool) -> Stepper:
     """The loop's Stepper with the networks and losses of the project's own script."""
     teacher = folder / "teacher.pth"
     if kind == "distillation" and not teacher.is_file():
         torch.save({"state_dict": PSPNet(50, size.classes).state_dict()}, teacher)
     overrides = {
-        "DATA.classes": size.classes, "TRAIN.pretrained": "none", "TRAIN.precision": precision,
+        "DATA.classes": size.classes, "TRAIN.pretrained": "none", "TRAIN.precision": precision, "TRAIN.compile": compiled,
         "TRAIN.train_h": size.crop, "TRAIN.train_w": size.crop, "TRAIN.batch_size": size.batch,
     }  # fmt: skip
     if kind == "distillation":
@@ -58,9 +58,11 @@ def script_stepper(kind: str, precision: str, size: argparse.Namespace, folder: 
     return Stepper(cfg, net, optimizer(cfg, net), losses, weights, seed=0, per_epoch=1 << 10)
 
 
-def script_step(kind: str, precision: str, size: argparse.Namespace, folder: Path) -> Callable[[], None]:
-    stepper, raw = script_stepper(kind, precision, size, folder), batch(size)
-    return lambda: stepper.step(raw, 0)
+def script_step(
+    kind: str, precision: str, size: argparse.Namespace, folder: Path, compiled: bool = False
+) -> Callable[[], None]:
+    stepper, raw = script_stepper(kind, precision, size, folder, compiled), batch(size)
+    return lambda: stepper.step(raw, 1)
 
 
 def normalised(size: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,6 +132,7 @@ def variants(kind: str, size: argparse.Namespace, folder: Path, names: list[str]
         "nn.Conv2d": (ours, nn_conv2d),
         "malloc": (ours, measure.default_malloc),
         "full-size CE": (ours, full_size),
+        "compile": (lambda: script_step(kind, "auto", size, folder, compiled=True), contextlib.nullcontext),
         "unfolded": (lambda: unfolded_step(kind, size, folder), contextlib.nullcontext),
     }
     return {name: measure.Variant(makers[name][0](), makers[name][1]) for name in names}

@@ -33,7 +33,8 @@ class FusedConv2d(nn.Module):
 
 def _fusable(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()  # it fuses by itself
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")

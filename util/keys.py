@@ -71,6 +71,7 @@ class Train(Section):
     weight_decay: NotNegative = 1e-4
     manual_seed: Annotated[int, Field(ge=0)] | None = None
     precision: Precision = "auto"
+    compile: bool = False
     print_freq: Positive = 10
     save_freq: Positive = 1
     keep: Positive = 2

@@ -7,6 +7,7 @@ import datetime
 import logging
 import os
 import random
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from util import config
 from util.errors import UserError
@@ -64,6 +66,15 @@ def precision(name: str) -> torch.dtype:
 
 def autocast(dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device().type, dtype, enabled=dtype != torch.float32)
+
+
+def compiled(module: nn.Module, wanted: bool) -> nn.Module:
+    """torch.compile of `module` if wanted (TRAIN.compile); it shares its parameters. Raises UserError without means."""
+    if not wanted:
+        return module
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        raise UserError("TRAIN.compile needs a C++ compiler: install g++ (or name one in CXX), or set it to False")
+    return torch.compile(module, dynamic=False)
 
 
 def seed_everything(*keys: int) -> None:

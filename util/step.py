@@ -49,6 +49,7 @@ class Stepper:
         self.normalize = Normalize(cfg.data, run.device())
         self.probe = GradientShares(model)
         self.model = _distribute(cfg, model)
+        self.forward = run.compiled(self.model, cfg.train.compile)
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
@@ -79,7 +80,7 @@ class Stepper:
 
     def _backward(self, batch: Batch, weights: Mapping[str, float], probe: bool) -> None:
         with run.autocast(self.dtype), self.probe if probe else contextlib.nullcontext():
-            logits, terms = self.losses(self.model, batch)
+            logits, terms = self.losses(self.model if probe else self.forward, batch)
         if terms.keys() != self.weights.keys():
             raise UserError(
                 f"the script computes the terms {sorted(terms)}, the weights are for {sorted(self.weights)}"
