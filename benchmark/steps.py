@@ -41,7 +41,8 @@ def script_stepper(kind: str, precision: str, size: argparse.Namespace, folder: 
     if kind == "distillation" and not teacher.is_file():
         torch.save({"state_dict": PSPNet(50, size.classes).state_dict()}, teacher)
     overrides = {
-        "DATA.classes": size.classes, "TRAIN.pretrained": "none", "TRAIN.precision": precision, "TRAIN.compile": compiled,
+        "DATA.classes": size.classes, "TRAIN.pretrained": "none",
+        "TRAIN.precision": precision, "TRAIN.compile": compiled,
         "TRAIN.train_h": size.crop, "TRAIN.train_w": size.crop, "TRAIN.batch_size": size.batch,
     }  # fmt: skip
     if kind == "distillation":
