@@ -60,7 +60,7 @@ def ways(options: Namespace, cfg: Config) -> dict[str, Callable[[], None]]:
 def waiting(options: Namespace, cfg: Config) -> float:
     """The share of the student's training that goes into waiting for the loader."""
     size = Namespace(crop=options.crop, batch=options.batch, classes=pictures.CLASSES)
-    stepper = steps.script_stepper("student", "auto", size, Path(), compiled=False)
+    stepper = steps.script_stepper("student", "auto", size, Path(), {})
     data = TrainData(cfg, seed=0)
     sampler = StepSampler(data, cfg.train)
     batches, waits, all_ = iter(train_loader(data, sampler, options.workers)), [], []

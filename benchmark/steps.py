@@ -4,8 +4,9 @@ import argparse
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from unittest import mock
 
 import torch
@@ -26,6 +27,8 @@ SCRIPTS = {"teacher": "train_50", "student": "train_18", "distillation": "train_
 DEPTHS = {"teacher": (50, None), "student": (18, None), "distillation": (18, 50)}
 VOID = 255
 
+Overrides = Mapping[str, object]
+
 
 def batch(size: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     """A fixed random batch as the loader gives it: (N, H, W, 3) and (N, H, W), uint8."""
@@ -35,15 +38,15 @@ def batch(size: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     return image, torch.randint(0, size.classes, shape, generator=noise, dtype=torch.uint8)
 
 
-def script_stepper(kind: str, precision: str, size: argparse.Namespace, folder: Path, compiled: bool) -> Stepper:
-    """The loop's Stepper with the networks and losses of the project's own script."""
+def script_stepper(kind: str, precision: str, size: argparse.Namespace, folder: Path, more: Overrides) -> Stepper:
+    """The loop's Stepper with the networks and losses of the project's own script; more: config keys and values."""
     teacher = folder / "teacher.pth"
     if kind == "distillation" and not teacher.is_file():
         torch.save({"state_dict": PSPNet(50, size.classes).state_dict()}, teacher)
     overrides = {
         "DATA.classes": size.classes, "TRAIN.pretrained": "none",
-        "TRAIN.precision": precision, "TRAIN.compile": compiled,
-        "TRAIN.train_h": size.crop, "TRAIN.train_w": size.crop, "TRAIN.batch_size": size.batch,
+        "TRAIN.precision": precision,
+        "TRAIN.train_h": size.crop, "TRAIN.train_w": size.crop, "TRAIN.batch_size": size.batch, **more,
     }  # fmt: skip
     if kind == "distillation":
         overrides["DISTILL.teacher_path"] = teacher
@@ -60,9 +63,9 @@ def script_stepper(kind: str, precision: str, size: argparse.Namespace, folder: 
 
 
 def script_step(
-    kind: str, precision: str, size: argparse.Namespace, folder: Path, compiled: bool = False
+    kind: str, precision: str, size: argparse.Namespace, folder: Path, more: Overrides = MappingProxyType({})
 ) -> Callable[[], None]:
-    stepper, raw = script_stepper(kind, precision, size, folder, compiled), batch(size)
+    stepper, raw = script_stepper(kind, precision, size, folder, more), batch(size)
     return lambda: stepper.step(raw, 1)
 
 
@@ -133,7 +136,10 @@ def variants(kind: str, size: argparse.Namespace, folder: Path, names: list[str]
         "nn.Conv2d": (ours, nn_conv2d),
         "malloc": (ours, measure.default_malloc),
         "full-size CE": (ours, full_size),
-        "compile": (lambda: script_step(kind, "auto", size, folder, compiled=True), contextlib.nullcontext),
+        "compile": (
+            lambda: script_step(kind, "auto", size, folder, more={"TRAIN.compile": True}),
+            contextlib.nullcontext,
+        ),
         "unfolded": (lambda: unfolded_step(kind, size, folder), contextlib.nullcontext),
     }
     return {name: measure.Variant(makers[name][0](), makers[name][1]) for name in names}

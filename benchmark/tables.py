@@ -63,7 +63,18 @@ def growth(results: dict[str, Any]) -> str:
     return f"{text}\n\nThe losses add {results['losses_in_logits']:.2f} full-size logits tensors."
 
 
-KINDS: dict[str, Callable[[dict[str, Any]], str]] = {f.__name__: f for f in (step, testing, input, startup, growth)}
+def losses(results: dict[str, Any]) -> str:
+    base = results["ways"]["kl"]["peak_MiB"]
+    rows = [
+        [name, spread(way), f"{way['ratio']:.2f}x", f"{way['peak_MiB'] - base:+}"]
+        for name, way in results["ways"].items()
+    ]
+    return table(["recipe", "seconds a step", "times kl", "peak MiB beyond kl's"], rows)
+
+
+KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
+    f.__name__: f for f in (step, testing, input, startup, growth, losses)
+}
 
 
 def render(path: Path) -> str:
