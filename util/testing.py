@@ -14,10 +14,11 @@ from tqdm import tqdm
 from model import pspnet
 from util import evaluate, run
 from util.config import Config
-from util.dataset import Pair, read_colors, read_image, read_label, read_list, read_names
+from util.dataset import Pair, read_colors, read_names, scored_list
+from util.decode import read_image, read_label
 from util.errors import UserError
+from util.files import replace_text
 from util.metric import Scores, confusion_matrix
-from util.record import replace_text
 
 
 def test(cfg: Config) -> None:
@@ -27,7 +28,7 @@ def test(cfg: Config) -> None:
     TEST.save_folder. TEST.index_start and TEST.index_step choose a part of the list.
     """
     t = cfg.test
-    pairs = read_list(t.test_list, "TEST.test_list", cfg.data.data_root, labelled=t.split != "test")
+    pairs = scored_list(t.test_list, "TEST.test_list", cfg.data, labelled=t.split != "test")
     maps = map_names(pairs, Path(t.save_folder))  # of the whole list: a part must not name its maps otherwise
     end = t.index_start + t.index_step if t.index_step else len(pairs)
     pairs, maps = pairs[t.index_start : end], maps[t.index_start : end]
