@@ -131,7 +131,7 @@ def teacher(tmp_path_factory) -> list[str]:
     """The overrides that name a teacher."""
     path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
     torch.save({"state_dict": network().state_dict()}, path)
-    return ["DISTILL.teacher_layers", "18", "DISTILL.teacher_path", str(path)]
+    return ["DISTILL.teacher_layers", "18", "DISTILL.check_images", "0", "DISTILL.teacher_path", str(path)]
 
 
 @pytest.fixture

@@ -64,8 +64,8 @@ def test_nan_stops_and_names_step_and_term(tiny, command, fails, monkeypatch):
 def test_weights_that_are_not_finite_are_not_saved(tiny, command, fails, monkeypatch):
     """The last step's loss is finite, and its gradient is not."""
 
-    def backward(self, batch, step, real=Stepper._backward):
-        real(self, batch, step)
+    def backward(self, batch, step, *rest, real=Stepper._backward):
+        real(self, batch, step, *rest)
         if step == 3:
             self.model.layer0[0].weight.grad[0] = float("inf")
 

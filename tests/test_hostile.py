@@ -13,8 +13,9 @@ from hostile_pictures import GRAY, IMAGES, JPEG, LABELS, PICTURE
 from hostile_text import GOOD, LISTS, YAML
 
 from util import checkpoint, config
-from util.dataset import TrainData, read_colors, read_list, scored_list
+from util.dataset import read_colors, read_list, scored_list
 from util.decode import read_image
+from util.loader import TrainData
 from util.resume import Progress
 
 
