@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from model.distill.adapters import Adapted
 from model.pspnet import PSPNet
-from util import evaluate, run
+from util import check, evaluate, run
 from util.config import Config
 from util.dataset import scored_list
 from util.errors import UserError
@@ -43,6 +43,9 @@ def fit(
     train, device = cfg.train, run.device()
     weights = Weights(weights, cfg.distill.schedules if cfg.distill else {}, train.epochs)
     _check_batch(cfg)
+    if cfg.check:
+        check.training(cfg, model, losses, weights, first)
+        return
     folder = Path(train.save_path)
     net = model.net if isinstance(model, Adapted) else model
     with lock(folder), named_worker_death(), Interrupt() as interrupt:
@@ -51,10 +54,6 @@ def fit(
         progress = resume(cfg, folder, model, descent)
         data = TrainData(cfg, progress.seed)
         sampler = StepSampler(data, train, progress.step)
-        if sampler.per_epoch == 0:
-            raise UserError(
-                f"{cfg.data.train_list} has {data.labelled} images, fewer than TRAIN.batch_size {train.batch_size}"
-            )
         val = scored_list(cfg.data.val_list, "DATA.val_list", cfg.data)
         done = (progress.step - bool(progress.partial)) // sampler.per_epoch
         recorder = Recorder(cfg, folder, done, val, progress.step + (not progress.partial))

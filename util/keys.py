@@ -173,6 +173,7 @@ class Config(Section):
     train: Train = Field(alias="TRAIN")
     distill: Distill | None = Field(alias="DISTILL", default=None)
     test: Test = Field(alias="TEST")
+    check: bool = Field(default=False, exclude=True)  # --check, no part of a run's settings
 
     @model_validator(mode="after")
     def _check(self):

@@ -62,13 +62,18 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
     Every epoch is a permutation of the labelled images drawn from (seed, epoch); the last ones that do not fill a batch
     sit out. The unlabelled images come in an endless row of permutations of their own, TRAIN.unlabelled_per_batch a
-    step. The keys are in such an order that each of TRAIN.accumulate equal parts has its share of both.
+    step. The keys are in such an order that each of TRAIN.accumulate equal parts has its share of both. Raises
+    UserError when the labelled images do not fill a batch.
     """
 
     def __init__(self, data: TrainData, train: Train, start: int = 0):
         self.data, self.train, self.start = data, train, start
         self.per_epoch = data.labelled // train.batch_size
         self.steps = train.epochs * self.per_epoch
+        if not self.per_epoch:
+            raise UserError(
+                f"{data.cfg.data.train_list} has {data.labelled} images, fewer than TRAIN.batch_size {train.batch_size}"
+            )
 
     def __len__(self) -> int:
         return self.steps - self.start

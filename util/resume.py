@@ -188,7 +188,7 @@ def resume(cfg: Config, folder: Path, model: PSPNet | Adapted, optimizer: torch.
     found, content = [cfg.train.resume], None
     if cfg.train.resume == "auto":
         if run.is_main():
-            found[0], content = _newest_whole(folder)
+            found[0], content = _newest_whole(folder, cfg.check)
         if run.world_size() > 1:
             dist.broadcast_object_list(found)
     if found[0]:
@@ -203,7 +203,7 @@ def resume(cfg: Config, folder: Path, model: PSPNet | Adapted, optimizer: torch.
     return progress
 
 
-def _newest_whole(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
+def _newest_whole(folder: Path, check: bool) -> tuple[str | None, dict[str, Any] | None]:
     """The path and content of the checkpoint to go on from. Raises UserError when there are some, but none is whole."""
     paths = checkpoint.newest_first(folder)
     for path in paths:
@@ -211,7 +211,8 @@ def _newest_whole(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
             return str(path), checkpoint.read(path)
         except checkpoint.Damaged as error:
             aside = path.with_name(f"{path.name}.corrupt")
-            path.replace(aside)
+            if not check:
+                path.replace(aside)
             log.warning("warning: %s; set aside as %s", error, aside.name)
     if paths:  # model/pspnet.py has left out the ImageNet weights, since there was a checkpoint
         raise UserError(f"no checkpoint in {folder} is whole; all are set aside; the same command now starts anew")

@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from model import pspnet
-from util import evaluate, run
+from util import check, evaluate, run
 from util.config import Config
 from util.dataset import Pair, read_colors, read_names, scored_list
 from util.decode import read_image, read_label
@@ -37,6 +37,9 @@ def test(cfg: Config) -> None:
     names = read_names(cfg.data)
     if t.has_prediction and t.split == "test":
         raise UserError("TEST.has_prediction scores existing maps, but TEST.split test has no labels to score them by")
+    if cfg.check:
+        check.testing(cfg, pairs, maps)
+        return
     matrix = _score_existing(pairs, maps, cfg) if t.has_prediction else _predict(pairs, maps, cfg)
     if t.split == "test" or not run.is_main():
         return
@@ -166,7 +169,7 @@ def protocol_line(p: dict[str, Any]) -> str:
 
 def compare(cfg: Config) -> None:
     """Print teacher, student alone and distilled side by side, and whether the distilled one lies between."""
-    if not run.is_main() or cfg.test.compare is None or cfg.test.split == "test":
+    if not run.is_main() or cfg.check or cfg.test.compare is None or cfg.test.split == "test":
         return
     files = {
         "teacher": cfg.test.compare.teacher,
