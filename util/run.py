@@ -91,6 +91,7 @@ def processes():
             raise
         raise UserError(f"process {rank()} lost the others; the one that ended first says why") from None
     # Not after an error: the others would not come, and torchrun ends them as soon as this process is gone.
+    dist.barrier()  # the first process may still be writing, and a launcher may end it with the one that exits first
     dist.destroy_process_group()
 
 

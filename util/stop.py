@@ -51,6 +51,9 @@ class Interrupt:
         return bool(asked)
 
     def leave(self, text: str) -> None:
+        """Exit with 75, once all processes are here: a launcher may end the others with the first that exits."""
+        if run.world_size() > 1:
+            dist.barrier()
         log.info(text)
         sys.exit(TO_BE_CONTINUED)
 
