@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,35 +23,50 @@ from util import checkpoint
 KILLS, KILLS_A_RUN = 60, 6
 
 
-def kill(process: subprocess.Popen, folder, rng: random.Random) -> str | None:
-    """Kill a run at a random moment of a random phase -> the phase, or None when the run ended before."""
-    phase = rng.choice(["at any time", "saving", "validating", "stopping"])
+def kill(process: subprocess.Popen, folder: Path, rng: random.Random) -> str | None:
+    """Kill a run at a random moment of a random phase -> the phase, or None when the run ended before.
+
+    saving and validating: up to two such moments pass first. stopping: it was told to stop a moment before, and
+    may have done so.
+    """
+    phase, passing = rng.choice(["at any time", "saving", "validating", "stopping"]), rng.randrange(3)
     for line in process.stdout:
         if "training on" in line or line.startswith("error"):
             break
-    state = folder / "interrupted.pth"
-    before = state.stat().st_mtime_ns if state.exists() else None
-    deadline = time.monotonic() + rng.uniform(0, 3) if phase in ("at any time", "stopping") else time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        if phase == "saving" and any(folder.glob(".*.pth.tmp")):
-            break
-        # The state of the epoch is saved before its validation: when it appears, validation begins.
-        if phase == "validating" and state.exists() and state.stat().st_mtime_ns != before:
-            break
+    # An epoch's state is saved before its validation: when it appears, validation begins.
+    pattern = {"saving": ".*.pth.tmp", "validating": "interrupted.pth"}.get(phase)
+    seen = {_stamp(path) for path in folder.glob(pattern)} if pattern else set()
+    deadline = time.monotonic() + (60 if pattern else rng.uniform(0, 6))
+    while process.poll() is None and time.monotonic() < deadline and passing >= 0:
+        new = {_stamp(path) for path in folder.glob(pattern)} - seen - {None} if pattern else set()
+        passing -= bool(new)
+        seen |= new
         time.sleep(0.001)
     if phase == "stopping":
         process.send_signal(signal.SIGTERM)
     time.sleep(rng.uniform(0, 0.15))
     if process.poll() is not None:
-        return phase if process.returncode == 75 else None
+        return "stopped before the kill" if process.returncode == 75 else None
     process.kill()
     return phase
+
+
+def _stamp(path: Path) -> int | None:
+    """What tells a file from its successor of the same name."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def tried(phases: Counter) -> int:
+    return phases.total() - phases["stopped before the kill"]
 
 
 def test_kills(tiny, command, whole):
     rng, phases, runs, moments = random.Random(1), Counter(), 0, []
     began = time.monotonic()
-    while sum(phases.values()) < KILLS:
+    while tried(phases) < KILLS:
         folder, kills, out = tiny.out / f"run{runs}", 0, ""
         while True:
             process = start(command(folder, "TRAIN.workers", str(rng.randrange(2))))
@@ -68,8 +84,7 @@ def test_kills(tiny, command, whole):
         runs += 1
         print(f"run {runs}: {kills} kills, equal to the untouched run", flush=True)
     minutes = (time.monotonic() - began) / 60
-    tried = sum(phases.values())
-    print(f"{tried} kills survived of {tried} tried, in {runs} runs and {minutes:.1f} minutes:")
+    print(f"{tried(phases)} kills survived of {tried(phases)} tried, in {runs} runs and {minutes:.1f} minutes:")
     print(f"{dict(phases)}; killed in epoch {dict(sorted(Counter(done + 1 for done in moments).items()))}")
     assert runs >= KILLS // KILLS_A_RUN
 
