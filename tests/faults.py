@@ -46,7 +46,8 @@ def kill(process: subprocess.Popen, folder: Path, rng: random.Random) -> str | N
         process.send_signal(signal.SIGTERM)
     time.sleep(rng.uniform(0, 0.15))
     if process.poll() is not None:
-        return "stopped before the kill" if process.returncode == 75 else None
+        # SIGTERM is an ordinary kill before a run's first step and after its last one
+        return {75: "stopped before the kill", -signal.SIGTERM: phase}.get(process.returncode)
     process.kill()
     return phase
 

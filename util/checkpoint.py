@@ -90,11 +90,17 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def tensors(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """The state dict in `content` (or `content` itself), prefix `module.` taken off; float16 is left to loading."""
+    """The state dict in `content` (or `content` itself), float16 made float32, prefix `module.` taken off."""
     state = content.get("state_dict", content)
     if not isinstance(state, Mapping) or not state or not all(map(_plain, state.items())):
         raise UserError(f"{path} has no state_dict of tensors in it; its keys are {', '.join(map(str, content))[:120]}")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    return {key.removeprefix("module."): _widened(value) for key, value in state.items()}
+
+
+def _widened(value: Tensor) -> Tensor:
+    """float16 as float32, unless `value` claims more numbers than its storage holds: check_match refuses its shape."""
+    stored = value.numel() * value.itemsize <= value.untyped_storage().nbytes()
+    return value.float() if value.dtype == torch.float16 and stored else value
 
 
 def _plain(item: tuple[Any, Any]) -> bool:
