@@ -1,13 +1,14 @@
 # make demo    generate the shapes dataset, train and test teacher, student and distilled student, write the report
 # make test    ruff and pytest
 # make results repeats the README's tables, hours of training; CAMVID=FOLDER names CamVid's images. Resumes.
+# make faults  kill a tiny run at 60 random moments, fill its disk: about ten minutes
 # All make .venv first, with the versions of constraints.txt.
 
 PYTHON ?= python3
 SEED ?= 0
 PY := .venv/bin/python
 
-.PHONY: demo test results clean
+.PHONY: demo test faults results clean
 
 demo: .venv/.ready
 	$(PY) tool/pipeline.py --dataset shapes --seed $(SEED)
@@ -16,6 +17,9 @@ test: .venv/.test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	$(PY) -m pytest
+
+faults: .venv/.test
+	$(PY) -m pytest -s tests/faults.py
 
 results: .venv/.ready
 	$(PY) benchmark/results.py shapes

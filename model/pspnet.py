@@ -1,5 +1,6 @@
 """PSPNet (Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017) over a dilated ResNet; building and loading."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -120,7 +121,8 @@ class PSPNet(nn.Module):
 def build(cfg: Config) -> PSPNet:
     """The network that TRAIN describes: all of TRAIN.weight in it, or TRAIN.pretrained in its backbone.
 
-    A TRAIN.weight brings its own stem, recognised from its keys.
+    A TRAIN.weight brings its own stem, recognised from its keys. TRAIN.pretrained is not asked for when a checkpoint
+    will replace it (TRAIN.resume): machines without a network can go on.
     """
     train = cfg.train
     if train.weight:
@@ -129,7 +131,8 @@ def build(cfg: Config) -> PSPNet:
         _fill(net, state, train.weight)
     else:
         net = PSPNet(train.layers, cfg.data.classes, train.stem, train.dropout)
-        backbone.load_pretrained(net, train.pretrained, train.layers, train.stem)
+        if not checkpoint.to_resume(train.resume, Path(train.save_path)):
+            backbone.load_pretrained(net, train.pretrained, train.layers, train.stem)
     return net
 
 

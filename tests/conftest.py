@@ -123,6 +123,33 @@ def runs(dataset, tmp_path_factory) -> Path:
     return root
 
 
+EPOCHS = ["TRAIN.epochs", "3", "TRAIN.batch_size", "2"]
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> list[str]:
+    """The overrides that name a teacher."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
+    torch.save({"state_dict": network().state_dict()}, path)
+    return ["DISTILL.teacher_layers", "18", "DISTILL.check_images", "0", "DISTILL.teacher_path", str(path)]
+
+
+@pytest.fixture
+def command(tiny, teacher):
+    """command(folder, *overrides) -> the arguments of a distillation of 12 steps that writes to `folder`."""
+    return lambda folder, *options: ["--config", tiny.path, *EPOCHS, *teacher, "TRAIN.save_path", str(folder), *options]
+
+
+@pytest.fixture(scope="session")
+def whole(dataset, teacher, tmp_path_factory) -> Path:
+    """The folder of such a distillation that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    (out / "tiny.yaml").write_text(CONFIG.format(root=dataset, out=out))
+    result = python("train_50_18.py", "--config", out / "tiny.yaml", *EPOCHS, *teacher)
+    assert result.returncode == 0, result.stderr
+    return out / "model"
+
+
 @pytest.fixture
 def script(monkeypatch, capfd):
     """script(name, *arguments) runs a script of the top level in this process -> (exit status, stdout, stderr)."""

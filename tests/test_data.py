@@ -5,7 +5,8 @@ import pytest
 from conftest import CLASSES, VOID, save_palette
 from PIL import Image
 
-from util.dataset import read_colors, read_image, read_label, read_list, read_names
+from util.dataset import read_colors, read_list, read_names
+from util.decode import read_image, read_label
 from util.errors import UserError
 from util.loader import TrainData
 

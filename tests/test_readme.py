@@ -24,8 +24,8 @@ def test_your_own_dataset(tmp_path):
     (folder / "roads_names.txt").write_text("\n".join(names.split(", ")))
     (folder / "roads_colors.txt").write_text("\n".join(colors.split(", ")))
     image_path, label_path = pairs.split("   ")[0].split()
-    for split in ("train", "val"):
-        (folder / "list" / f"{split}.txt").write_text(f"{image_path} {label_path}\n" * 4)
+    for split, times in (("train", 4), ("val", 1)):
+        (folder / "list" / f"{split}.txt").write_text(f"{image_path} {label_path}\n" * times)
     image, label = scene(np.random.default_rng(0), 40, 60)
     Image.fromarray(image).save(folder / image_path)
     Image.fromarray(np.where(label == 3, 2, label).astype(np.uint8)).save(folder / label_path)

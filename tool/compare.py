@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tool import bootstrap, cost, page, runs, summary  # noqa: E402
 from util.errors import UserError  # noqa: E402
-from util.record import replace_text  # noqa: E402
+from util.files import replace_text  # noqa: E402
 from util.run import Parser, errors_in_one_line  # noqa: E402
 from util.testing import verdict  # noqa: E402
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import pspnet
 from tool.runs import Run
 from util import checkpoint, run
-from util.dataset import read_image
+from util.decode import read_image
 from util.evaluate import resize
 
 

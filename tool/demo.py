@@ -27,7 +27,8 @@ from model import pspnet  # noqa: E402
 from tool import frames  # noqa: E402
 from tool.picture import legend  # noqa: E402
 from util import config, evaluate, run  # noqa: E402
-from util.dataset import Pair, read_colors, read_image, read_names  # noqa: E402
+from util.dataset import Pair, read_colors, read_names  # noqa: E402
+from util.decode import read_image  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.testing import map_names, write_maps  # noqa: E402
 

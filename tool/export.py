@@ -23,7 +23,7 @@ from model import pspnet  # noqa: E402
 from tool import exported  # noqa: E402
 from tool.exportable import Exportable  # noqa: E402
 from util import config, evaluate, run  # noqa: E402
-from util.dataset import Pair, read_list, read_names  # noqa: E402
+from util.dataset import Pair, read_list, read_names, scored_list  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.metric import Scores, confusion_matrix  # noqa: E402
 
@@ -78,7 +78,7 @@ def mean_iou(net: torch.nn.Module, pairs: list[Pair], cfg: config.Config) -> flo
 
 def int8(content: bytes, copy: exported.Exported, pairs: list[Pair], cfg: config.Config, images: int, path: Path):
     """Quantise with training images, score both on the test list, write it -> (network, measurements)."""
-    train = read_list(cfg.data.train_list, "DATA.train_list", cfg.data.data_root)
+    train = read_list(cfg.data.train_list, "DATA.train_list", cfg.data.data_root, allow_outside=cfg.data.allow_outside)
     calibration = exported.pictures(exported.spread(train, images), cfg, not copy.normalize)
     quantized = exported.quantize(content, calibration)
     network = exported.Exported(quantized, "onnx", copy.normalize, cfg.data)
@@ -103,7 +103,7 @@ def export(cfg: config.Config, arguments: argparse.Namespace) -> None:
         write(path, buffer.getvalue())
         print(f"{len(buffer.getvalue()) / 2**20:.1f} MiB of float32 weights written to {path}")
         return
-    pairs = read_list(cfg.test.test_list, "TEST.test_list", cfg.data.data_root, labelled=cfg.test.split != "test")
+    pairs = scored_list(cfg.test.test_list, "TEST.test_list", cfg.data, labelled=cfg.test.split != "test")
     if arguments.int8 and cfg.test.split == "test":
         raise UserError("--int8 measures mIoU, but TEST.split test has no labels")
     make = exported.to_onnx if kind == "onnx" else exported.to_torchscript

@@ -20,7 +20,8 @@ from tool.exportable import Exportable
 from util import evaluate, run
 from util.batch import Normalize
 from util.config import Config, Data
-from util.dataset import Pair, read_image
+from util.dataset import Pair
+from util.decode import read_image
 from util.errors import UserError
 
 EXAMPLE = (2, 3, 97, 121)  # any size does: the graph is traced for all

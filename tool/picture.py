@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from util.config import Config
-from util.dataset import read_colors, read_list, read_names, read_pair
+from util.dataset import read_colors, read_names, read_pair, scored_list
 from util.testing import map_names
 
 SCENES = 6
@@ -36,7 +36,7 @@ def legend(entries: list[tuple[str, tuple[int, int, int]]], width: int) -> NDArr
 
 def comparison(cfg: Config, results: dict[str, Path], folder: Path) -> None:
     """Write folder/comparison.png for SCENES images spread over TEST.test_list; results: title -> TEST.save_folder."""
-    pairs = read_list(cfg.test.test_list, "TEST.test_list", cfg.data.data_root)
+    pairs = scored_list(cfg.test.test_list, "TEST.test_list", cfg.data)
     colors = read_colors(cfg.data).copy()
     names = read_names(cfg.data)
     colors[cfg.train.ignore_label] = VOID_COLOR

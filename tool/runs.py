@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from util.config import Data
-from util.dataset import Pair, read_image, read_label, read_list
+from util.dataset import Pair, scored_list
+from util.decode import read_image, read_label
 from util.errors import UserError
 from util.metric import confusion_matrix, iou
 from util.testing import map_names, read_map
@@ -154,7 +155,7 @@ def _check_same(first: Run, other: Run) -> None:
 def pairs_of(run: Run) -> list[Pair]:
     """The images and labels that the runs were tested on."""
     path = run.metrics["protocol"]["list"]
-    pairs = read_list(path, f"of {run.folder}/result/metrics.json", run.data.data_root)
+    pairs = scored_list(path, f"of {run.folder}/result/metrics.json", run.data)
     if len(pairs) != run.metrics["images"]:
         raise UserError(
             f"{run.folder} was tested on {run.metrics['images']} images, {path} lists {len(pairs)}; test all"

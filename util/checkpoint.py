@@ -1,10 +1,11 @@
 """Checkpoints: written whole or not at all, read without running code, everyone's names understood."""
 
-import contextlib
 import errno
-import os
 import pickle
 import re
+import struct
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from util.errors import UserError
+from util.files import replacing
 
 
 class Damaged(UserError):
@@ -20,7 +22,10 @@ class Damaged(UserError):
 
 
 def exists(path: str | Path) -> bool:
-    return Path(path).is_file()
+    try:
+        return Path(path).is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def save(content: dict[str, Any], path: Path) -> None:
@@ -28,24 +33,37 @@ def save(content: dict[str, Any], path: Path) -> None:
 
     Raises UserError when the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch wraps a failed write
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         raise UserError(f"cannot write {path} ({reason}); make room or change TRAIN.save_path, then resume") from None
+
+
+def _check_archive(path: str | Path) -> None:
+    """Raise Damaged unless the archive's checksums hold: torch ignores them, and would read flipped bits as weights.
+
+    What the entries hold must also fit in the file: torch never compresses, so more than that is a bomb.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > Path(path).stat().st_size:
+                raise UserError(f"{path} is refused: it unpacks to more than it holds, which torch never writes")
+            if broken := archive.testzip():
+                raise Damaged(f"{path} is damaged: the checksum of {broken} differs")
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, struct.error) as error:
+        raise Damaged(f"{path} is not a readable checkpoint, or is cut short ({error})") from None
 
 
 def read(path: str | Path) -> dict[str, Any]:
     """The file's content on the CPU, with weights_only=True. Raises UserError for what is no safe, whole checkpoint."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):  # else of torch before 1.6, or no checkpoint
+            _check_archive(path)
+        with warnings.catch_warnings(action="ignore"):  # of files that torch did not write: it refuses those, too
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         best = Path(path).with_name("best.pth")
         instead = f" ({best} is there)" if best.is_file() else ""
@@ -61,7 +79,9 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is refused: it wants to run {found[1]}; only tensors and plain values are read"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything; that it ran nothing is what weights_only is for
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Damaged(f"{path} is not a readable checkpoint, or is cut short ({reason:.120})") from None
     if not isinstance(content, Mapping):
@@ -72,12 +92,27 @@ def read(path: str | Path) -> dict[str, Any]:
 def tensors(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
     """The state dict in `content` (or `content` itself), float16 made float32, prefix `module.` taken off."""
     state = content.get("state_dict", content)
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not state or not all(map(_plain, state.items())):
         raise UserError(f"{path} has no state_dict of tensors in it; its keys are {', '.join(map(str, content))[:120]}")
-    return {
-        key.removeprefix("module."): value.float() if value.dtype == torch.float16 else value
-        for key, value in state.items()
-    }
+    return {key.removeprefix("module."): _widened(value) for key, value in state.items()}
+
+
+def _widened(value: Tensor) -> Tensor:
+    """float16 as float32, unless `value` claims more numbers than its storage holds: check_match refuses its shape."""
+    stored = value.numel() * value.itemsize <= value.untyped_storage().nbytes()
+    return value.float() if value.dtype == torch.float16 and stored else value
+
+
+def _plain(item: tuple[Any, Any]) -> bool:
+    """Whether a named, dense tensor of real numbers, with storage: nothing else can become a weight."""
+    name, value = item
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_complex() or value.is_quantized)
+    )
 
 
 def network_state(path: str | Path, part: str) -> dict[str, Tensor]:
@@ -95,7 +130,10 @@ def network_state(path: str | Path, part: str) -> dict[str, Tensor]:
 
 
 def check_match(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path, what: str) -> None:
-    """Raise UserError with the first differences unless `state` has exactly the keys and shapes of `expected`."""
+    """Raise UserError with the first differences unless `state` has exactly the keys and shapes of `expected`, finite.
+
+    Nothing is computed from a tensor before its shape is known to be right: a few bytes can claim terabytes.
+    """
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in expected]
     shapes = [k for k in expected if k in state and state[k].shape != expected[k].shape]
@@ -103,6 +141,13 @@ def check_match(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], pat
     faults += [f"{k} is {tuple(state[k].shape)}, not {tuple(expected[k].shape)}" for k in shapes[:2]]
     if faults:
         raise UserError(f"{path} does not hold {what}: {'; '.join(faults)}")
+    if bad := not_finite(state):
+        raise UserError(f"{path} holds values that are not finite, in {', '.join(bad[:3])}; take another checkpoint")
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors with a NaN or an infinity in them."""
+    return [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
 
 
 def numbered(folder: Path) -> list[Path]:
@@ -115,6 +160,11 @@ def newest_first(folder: Path) -> list[Path]:
     """The run's checkpoints, from the one to go on from to the oldest; what a signal left comes before whole epochs."""
     interrupted = folder / "interrupted.pth"
     return [interrupted] * interrupted.is_file() + numbered(folder)[::-1]
+
+
+def to_resume(resume: str | None, folder: Path) -> bool:
+    """Whether a run with TRAIN.resume and this folder will go on from a checkpoint."""
+    return bool(newest_first(folder)) if resume == "auto" else bool(resume)
 
 
 def epoch_of(path: Path) -> int:

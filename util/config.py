@@ -2,31 +2,47 @@
 
 import difflib
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from util import files
 from util.errors import UserError
 from util.keys import RETIRED, Config, Data
 
 __all__ = ["Config", "Data", "load", "parse_yaml"]
 
 
+LONGEST = 1 << 20  # characters of a config file
+MOST_FAULTS = 20  # that are explained
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number (YAML 1.1 wants 1.0e-3) and refuses a key given twice."""
+    """SafeLoader that reads 1e-3 as a number (YAML 1.1 wants 1.0e-3) and refuses aliases and a key given twice."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):  # ten lines of them can stand for a billion values
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases are not read; base: shares values", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for i, (key, (key_node, _)) in enumerate(zip(keys, node.value, strict=True)):
-            if key in keys[:i]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # the parent class says so
+            if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key} is given twice", key_node.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 
@@ -43,13 +59,13 @@ def parse_yaml(text: str, source: str) -> Any:
 
 def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The file's sections as nested dicts, laid over those of the file its `base:` key names, if any."""
-    if path.resolve() in seen:
-        raise UserError(f"{path}: base leads back to the file itself; break the circle")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        if path.resolve() in seen:
+            raise UserError(f"{path}: base leads back to the file itself; break the circle")
+        text = files.read_text(path, LONGEST)
     except FileNotFoundError:
         raise UserError(f"config file {path} does not exist; see config/ for those that do") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"config file {path} cannot be read ({error})") from None
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
@@ -103,6 +119,8 @@ def _nearest(key: str) -> str | None:
         section, _, name = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
         return name + 0.1 * section
 
+    if len(key) > 100:
+        return None
     best = max(_known_keys(), key=likeness)
     return best if likeness(best) > 0.7 else None
 
@@ -128,11 +146,13 @@ def _explain(error: dict[str, Any]) -> str:
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read `path`, apply `overrides` ([key, value, key, value, ...]; the last one counts) and check everything.
 
-    Raises UserError that lists every fault at once.
+    Raises UserError that lists the faults, not only the first.
     """
     tree = _apply_overrides(_read_file(Path(path)), overrides or [])
     try:
         return Config.model_validate(tree)
     except ValidationError as errors:
-        faults = "; ".join(_explain(error) for error in errors.errors(include_url=False))
-        raise UserError(f"{path}: {faults}") from None
+        found = errors.errors(include_url=False)
+        faults = [_explain(error) for error in found[:MOST_FAULTS]]
+        faults += [f"and {len(found) - MOST_FAULTS} more"] * (len(found) > MOST_FAULTS)
+        raise UserError(f"{path}: {'; '.join(faults)}") from None

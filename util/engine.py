@@ -11,18 +11,17 @@ from tqdm import tqdm
 
 from model.distill.adapters import Adapted
 from model.pspnet import PSPNet
-from util import evaluate, run
+from util import check, evaluate, run
 from util.config import Config
-from util.dataset import read_list
+from util.dataset import scored_list
 from util.errors import UserError
 from util.loader import StepSampler, TrainData, train_loader
 from util.metric import Scores
 from util.record import Recorder
-from util.resume import Interrupt, Progress, lock, named_worker_death, resume
+from util.resume import Progress, resume
 from util.schedule import Weights
 from util.step import Losses, Stepper, optimizer
-
-MEETING = 10  # steps between two times that several processes ask each other whether one was told to stop
+from util.stop import MEETING, Interrupt, lock, named_worker_death
 
 
 def fit(
@@ -44,6 +43,9 @@ def fit(
     train, device = cfg.train, run.device()
     weights = Weights(weights, cfg.distill.schedules if cfg.distill else {}, train.epochs)
     _check_batch(cfg)
+    if cfg.check:
+        check.training(cfg, model, losses, weights, first)
+        return
     folder = Path(train.save_path)
     net = model.net if isinstance(model, Adapted) else model
     with lock(folder), named_worker_death(), Interrupt() as interrupt:
@@ -52,14 +54,10 @@ def fit(
         progress = resume(cfg, folder, model, descent)
         data = TrainData(cfg, progress.seed)
         sampler = StepSampler(data, train, progress.step)
-        if sampler.per_epoch == 0:
-            raise UserError(
-                f"{cfg.data.train_list} has {data.labelled} images, fewer than TRAIN.batch_size {train.batch_size}"
-            )
-        val = read_list(cfg.data.val_list, "DATA.val_list", cfg.data.data_root)
-        done = progress.step // sampler.per_epoch
-        recorder = Recorder(cfg, folder, done, val)
-        stepper = Stepper(cfg, model, descent, losses, weights, progress.seed, sampler.per_epoch)
+        val = scored_list(cfg.data.val_list, "DATA.val_list", cfg.data)
+        done = (progress.step - bool(progress.partial)) // sampler.per_epoch
+        recorder = Recorder(cfg, folder, done, val, progress.step + (not progress.partial))
+        stepper = Stepper(cfg, model, descent, losses, weights, progress.seed, sampler.per_epoch, progress.skipped)
         more = f" and {data.unlabelled} unlabelled" if data.unlabelled else ""
         recorder.say(
             f"training on {device.type} in {run.precision(train.precision)}, {data.labelled} images{more}, seed "
@@ -74,9 +72,16 @@ def fit(
             line = _train_epoch(cfg, stepper, batches, epoch, sampler.per_epoch, recorder, progress, interrupt)
             _share_buffers(net)
             if train.evaluate:
-                line |= _scores("val", evaluate.validate(net, val, cfg))
+                progress.partial = stepper.state()  # neither a kill nor a signal in a long validation costs the epoch
+                progress.save("interrupted.pth")
+                matrix = evaluate.validate(net, val, cfg, stop=interrupt.agreed)
+                if matrix is None:
+                    recorder.close()
+                    interrupt.leave(f"stopped in the validation of epoch {epoch}; the same command repeats that alone")
+                line |= _scores("val", matrix)
                 line["gap"] = line["train_mIoU"] - line["val_mIoU"]
-            recorder.epoch(line, net)
+                progress.partial = None
+            recorder.epoch(line, net, progress.step)
             if line.get("val_mIoU", -1.0) > progress.best:
                 progress.best, progress.best_epoch = line["val_mIoU"], epoch
                 progress.save("best.pth")
@@ -102,25 +107,34 @@ def _train_epoch(
     interrupt: Interrupt,
 ) -> dict[str, float]:
     """The steps that an epoch still lacks -> its line of metrics.jsonl, without the scores on val."""
-    train, title, first = cfg.train, f"epoch {epoch}/{cfg.train.epochs}", progress.step % steps + 1
+    train, title, first = cfg.train, f"epoch {epoch}/{cfg.train.epochs}", progress.step - (epoch - 1) * steps + 1
     stepper.begin_epoch()
     if progress.partial:
         stepper.load_state(progress.partial)
         progress.partial = None
     start = time.perf_counter()
+
+    def report(i: int) -> dict[str, float]:
+        means = stepper.means(f"step {i} of epoch {epoch}")
+        rate = train.batch_size * (i - first + 1) / (time.perf_counter() - start)
+        recorder.steps(progress.step, means, stepper.lr, rate, f"{title}, step {i}")
+        return means
+
     for i in tqdm(range(first, steps + 1), title, steps, leave=False, disable=recorder.no_bar, initial=first - 1):
         stepper.step(next(batches), progress.step)
         progress.step += 1
-        if i % train.print_freq == 0 or i == steps:
-            means = stepper.means(f"step {i} of epoch {epoch}")
-            rate = train.batch_size * (i - first + 1) / (time.perf_counter() - start)
-            recorder.steps(progress.step, means, stepper.lr, rate, f"{title}, step {i}")
+        progress.skipped = stepper.skipped
+        if i % train.print_freq == 0 and i < steps:
+            report(i)
         if i < steps and interrupt.agreed(meeting=i == 1 or i % MEETING == 0):
             stepper.means(f"step {i} of epoch {epoch}")  # nothing that is not finite may be saved
             progress.partial = stepper.state()
             progress.save("interrupted.pth")
             recorder.close()
             interrupt.leave(f"stopped after step {i} of {title}; the same command goes on from there")
+    means = report(steps)  # also where a resumed epoch lacks nothing but its validation
+    if not means:
+        raise UserError(f"every step of epoch {epoch} was skipped (TRAIN.skip_nonfinite); lower TRAIN.base_lr")
     moving = {f"weight_{name}": stepper.weights.at(epoch)[name] for name in stepper.weights.schedules}
     scores = _scores("train", evaluate.add_up(stepper.matrix))
     return {"epoch": epoch, "lr": stepper.lr, **means, **moving, **stepper.shares, **scores}

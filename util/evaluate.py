@@ -1,7 +1,7 @@
 """The one testing loop: sliding windows or whole images, as in the semseg family, and validation while training."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -18,10 +18,12 @@ from model.enlarge import Enlarged
 from util import run
 from util.batch import Normalize
 from util.config import Config
-from util.dataset import Pair, read_image, read_pair
+from util.dataset import Pair, read_pair
+from util.decode import read_image
 from util.errors import UserError
 from util.loader import loader
 from util.metric import confusion_matrix
+from util.stop import MEETING
 
 STRIDE_RATE = 2 / 3  # of the crop, between neighbouring windows
 
@@ -185,19 +187,32 @@ def share(count: int) -> range:
     return range(run.rank(), count, run.world_size())
 
 
-def validate(net: nn.Module, pairs: list[Pair], cfg: Config, dtype: torch.dtype | None = None) -> Tensor:
-    """The confusion matrix of quick validation over all processes, (classes, classes); dtype: else TRAIN.precision."""
+def validate(
+    net: nn.Module,
+    pairs: list[Pair],
+    cfg: Config,
+    dtype: torch.dtype | None = None,
+    stop: Callable[[bool], bool] = lambda meeting: False,
+) -> Tensor | None:
+    """The confusion matrix of quick validation over all processes, (classes, classes); None when told to `stop`.
+
+    dtype: else TRAIN.precision. stop(meeting): asked after each image; see Interrupt.agreed.
+    """
     classes, train = cfg.data.classes, cfg.train
     matrix = torch.zeros(classes, classes, dtype=torch.int64, device=run.device())
     mine = share(len(pairs))
+    common = len(pairs) // run.world_size()  # images that every process has
     dtype, workers = dtype or run.precision(train.precision), min(train.workers, len(mine))
-    for _, prediction, label in predictions(net, pairs, mine, cfg, quick_protocol(cfg), dtype, workers, "validate"):
+    found = predictions(net, pairs, mine, cfg, quick_protocol(cfg), dtype, workers, "validate")
+    for number, (_, prediction, label) in enumerate(found, 1):
         matrix += confusion_matrix(prediction, label.to(prediction.device), classes)
+        if stop(number % MEETING == 0 and number <= common):
+            return None
     return add_up(matrix)
 
 
-def add_up(tensor: Tensor) -> Tensor:
-    """The sum of the processes' tensors, in place."""
+def add_up(tensor: Tensor, least: bool = False) -> Tensor:
+    """The sum of the processes' tensors, or the least of them, in place."""
     if run.world_size() > 1:
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, dist.ReduceOp.MIN if least else dist.ReduceOp.SUM)
     return tensor

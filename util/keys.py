@@ -5,11 +5,13 @@ Sections and keys are those of the semseg family.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
+Size = Annotated[int, Field(ge=9, le=32766)]  # pixels a side; OpenCV's warps end at 32767
+Scale = Annotated[float, Field(ge=0.01, le=100)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Depth = Literal[18, 34, 50, 101, 152]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -19,7 +21,14 @@ Layer = Literal["layer1", "layer2", "layer3", "layer4", "ppm", "feature", "aux_f
 class Section(BaseModel):
     """Unknown keys fail, values keep their type (no "21" for 21), nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _no_nul(cls, value):
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("no text may hold a NUL character")
+        return value
 
 
 class Data(Section):
@@ -30,6 +39,7 @@ class Data(Section):
     classes: Annotated[int, Field(ge=2, le=253)]  # of a label's 256 values, three are spoken for: see model/loss.py
     names_path: str
     colors_path: str
+    allow_outside: bool = False
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [123.675, 116.28, 103.53]
     std: Annotated[list[float], Field(min_length=3, max_length=3)] = [58.395, 57.12, 57.375]
 
@@ -46,10 +56,10 @@ class Train(Section):
     pretrained: str = "imagenet"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     sync_bn: bool = True
-    train_h: Annotated[int, Field(ge=9)]
-    train_w: Annotated[int, Field(ge=9)]
-    scale_min: AboveZero = 0.5
-    scale_max: AboveZero = 2.0
+    train_h: Size
+    train_w: Size
+    scale_min: Scale = 0.5
+    scale_max: Scale = 2.0
     rotate_min: float = -10.0
     rotate_max: float = 10.0
     rotate_prob: Share = 0.5
@@ -58,7 +68,7 @@ class Train(Section):
     zoom_factor: Literal[1, 2, 4, 8] = 8
     ignore_label: Annotated[int, Field(ge=0, le=255)] = 255
     aux_weight: NotNegative = 0.4
-    workers: Annotated[int, Field(ge=0)] = 4
+    workers: Annotated[int, Field(ge=0, le=1024)] = 4
     batch_size: Positive = 16
     unlabelled_per_batch: Annotated[int, Field(ge=0)] = 0
     accumulate: Positive = 1
@@ -69,7 +79,7 @@ class Train(Section):
     power: NotNegative = 0.9
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NotNegative = 1e-4
-    manual_seed: Annotated[int, Field(ge=0)] | None = None
+    manual_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     precision: Precision = "auto"
     compile: bool = False
     print_freq: Positive = 10
@@ -82,6 +92,7 @@ class Train(Section):
     patience: Positive | None = None
     gradient_shares: bool = True
     pictures: Annotated[int, Field(ge=0)] = 4
+    skip_nonfinite: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _check(self):
@@ -143,10 +154,10 @@ class Compare(Section):
 class Test(Section):
     test_list: str
     split: Literal["train", "val", "test"] = "val"
-    base_size: Positive
-    test_h: Annotated[int, Field(ge=9)]
-    test_w: Annotated[int, Field(ge=9)]
-    scales: Annotated[list[AboveZero], Field(min_length=1)] = [1.0]
+    base_size: Annotated[int, Field(ge=1, le=32766)]
+    test_h: Size
+    test_w: Size
+    scales: Annotated[list[Scale], Field(min_length=1)] = [1.0]
     flip: bool = True
     mode: Literal["slide", "whole"] = "slide"
     precision: Precision = "auto"
@@ -163,6 +174,7 @@ class Config(Section):
     train: Train = Field(alias="TRAIN")
     distill: Distill | None = Field(alias="DISTILL", default=None)
     test: Test = Field(alias="TEST")
+    check: bool = Field(default=False, exclude=True)  # --check, no part of a run's settings
 
     @model_validator(mode="after")
     def _check(self):

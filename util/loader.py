@@ -1,7 +1,10 @@
 """From the lists to batches: which images a step takes, and the processes that make crops of them."""
 
 import functools
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import cv2
@@ -14,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from model.loss import markers
 from util import run
 from util.config import Config
-from util.dataset import read_image, read_list, read_pair
+from util.dataset import read_list, read_pair
+from util.decode import read_image
 from util.errors import UserError
 from util.keys import Train
 from util.transform import Augment
@@ -29,10 +33,11 @@ class TrainData(Dataset):
     def __init__(self, cfg: Config, seed: int):
         data = cfg.data
         self.cfg, self.seed, self.augment = cfg, seed, Augment(cfg)
-        self.pairs = read_list(data.train_list, "DATA.train_list", data.data_root)
+        where = {"root": data.data_root, "allow_outside": data.allow_outside}
+        self.pairs = read_list(data.train_list, "DATA.train_list", **where)
         self.labelled = len(self.pairs)
         if data.unlabelled_list:
-            self.pairs += read_list(data.unlabelled_list, "DATA.unlabelled_list", data.data_root, labelled=False)
+            self.pairs += read_list(data.unlabelled_list, "DATA.unlabelled_list", **where, labelled=False)
         self.unlabelled = len(self.pairs) - self.labelled
 
     def __len__(self) -> int:
@@ -57,13 +62,18 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
     Every epoch is a permutation of the labelled images drawn from (seed, epoch); the last ones that do not fill a batch
     sit out. The unlabelled images come in an endless row of permutations of their own, TRAIN.unlabelled_per_batch a
-    step. The keys are in such an order that each of TRAIN.accumulate equal parts has its share of both.
+    step. The keys are in such an order that each of TRAIN.accumulate equal parts has its share of both. Raises
+    UserError when the labelled images do not fill a batch.
     """
 
     def __init__(self, data: TrainData, train: Train, start: int = 0):
         self.data, self.train, self.start = data, train, start
         self.per_epoch = data.labelled // train.batch_size
         self.steps = train.epochs * self.per_epoch
+        if not self.per_epoch:
+            raise UserError(
+                f"{data.cfg.data.train_list} has {data.labelled} images, fewer than TRAIN.batch_size {train.batch_size}"
+            )
 
     def __len__(self) -> int:
         return self.steps - self.start
@@ -101,11 +111,18 @@ def collate(samples: list) -> tuple[Tensor, Tensor] | UserError:
 
 def _start_worker(_worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
-    # Ctrl-C and SLURM's warning reach every process of a job but are meant for the one that the workers serve.
-    # SIGTERM must work: it is how a process that exits ends its workers.
+    # Signals often reach every process of a job, but are meant for the one that the workers serve: it finishes the
+    # step, and needs them. Only the SIGTERM by which that one ends its workers counts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told, args=(multiprocessing.parent_process().pid,), daemon=True).start()
+
+
+def _end_when_told(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def loader(data: Dataset, workers: int, **options) -> DataLoader:

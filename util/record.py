@@ -11,31 +11,29 @@ from tensorboardX import SummaryWriter
 
 from util import evaluate, overfit, run
 from util.config import Config
-from util.dataset import Pair, read_colors, read_image, read_names
+from util.dataset import Pair, read_colors, read_names
+from util.decode import read_image
 from util.errors import UserError
+from util.files import replace_text
 
 PICTURE_HEIGHT = 240  # pixels, of the pictures in TensorBoard
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write `path` whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _epoch(line: str) -> float:
     """The epoch of a line of metrics.jsonl; infinity for one that a kill broke off."""
     try:
         return json.loads(line)["epoch"]
-    except ValueError:
+    except (ValueError, KeyError, TypeError):
         return float("inf")
 
 
 class Recorder:
-    """Opens the run's files in `folder`; lines of metrics.jsonl after epoch `done` are cut, they will come again."""
+    """Opens the run's files in `folder`; what came after epoch `done`, and TensorBoard's points from `step` on, is cut.
 
-    def __init__(self, cfg: Config, folder: Path, done: int, val: list[Pair]):
+    They will come again.
+    """
+
+    def __init__(self, cfg: Config, folder: Path, done: int, val: list[Pair], step: int):
         self.cfg, self.log = cfg, logging.getLogger("train")
         self.no_bar = not (run.is_main() and sys.stderr.isatty())
         self.colors = read_colors(cfg.data)
@@ -48,7 +46,7 @@ class Recorder:
         try:
             if self.metrics.exists():
                 replace_text(self.metrics, "".join(line for line in self.metrics.open() if _epoch(line) <= done))
-            self.writer = SummaryWriter(str(folder))
+            self.writer = SummaryWriter(str(folder), purge_step=step)
         except OSError as error:
             raise UserError(f"cannot write to {folder} (TRAIN.save_path): {error.strerror}") from None
 
@@ -65,7 +63,7 @@ class Recorder:
         for name, value in {**means, "lr": lr, "images_per_second": rate}.items():
             self.writer.add_scalar(f"step/{name}", value, step)
 
-    def epoch(self, line: dict[str, float], net) -> None:
+    def epoch(self, line: dict[str, float], net, step: int) -> None:
         """Add an epoch's line to metrics.jsonl and TensorBoard, with pictures of a few val images."""
         if not run.is_main():
             return
@@ -76,7 +74,7 @@ class Recorder:
             raise UserError(f"cannot write {self.metrics} ({error.strerror}); make room, then start again") from None
         for name, value in line.items():
             if name != "epoch":
-                self.writer.add_scalar(f"epoch/{name}", value, line["epoch"])
+                self.writer.add_scalar(f"epoch/{name}", value, step)  # one axis, so that a resume can cut
         val = f", val mIoU {line['val_mIoU']:.4f}, gap {line['gap']:.4f}" if "val_mIoU" in line else ""
         self.say(f"epoch {line['epoch']}: loss {line['loss']:.4f}, train mIoU {line['train_mIoU']:.4f}{val}")
         shares = {name.removeprefix("share_"): value for name, value in line.items() if name.startswith("share_")}
@@ -85,10 +83,10 @@ class Recorder:
             self.say(f"epoch {line['epoch']}: shares of the gradient at the student's shared layer: {text}")
         if warning := overfit.warning([json.loads(text) for text in self.metrics.open()]):
             self.log.warning(f"warning: {warning}")
-        self._pictures(line["epoch"], net)
+        self._pictures(step, net)
         self.writer.flush()
 
-    def _pictures(self, epoch: int, net) -> None:
+    def _pictures(self, step: int, net) -> None:
         """Image, truth and prediction side by side."""
         protocol, dtype = evaluate.quick_protocol(self.cfg), run.precision(self.cfg.train.precision)
         indices = range(len(self.examples))
@@ -101,7 +99,7 @@ class Recorder:
             picture = np.concatenate(strip, 1)
             width = round(picture.shape[1] * PICTURE_HEIGHT / picture.shape[0])
             picture = cv2.resize(picture, (width, PICTURE_HEIGHT), interpolation=cv2.INTER_AREA)
-            self.writer.add_image(f"val/{number}", picture, epoch, dataformats="HWC")
+            self.writer.add_image(f"val/{number}", picture, step, dataformats="HWC")
 
     def close(self) -> None:
         if run.is_main():

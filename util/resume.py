@@ -1,19 +1,14 @@
-"""Stopping and going on: a run's progress, its checkpoints, signals, and the lock on its folder."""
+"""Going on: a run's progress, its checkpoints, and the settings that may not change."""
 
-import contextlib
-import fcntl
 import hashlib
 import logging
-import os
-import signal
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
 
 from model.distill.adapters import Adapted
 from model.pspnet import PSPNet
@@ -22,14 +17,12 @@ from util.config import Config
 from util.dataset import read_text
 from util.errors import UserError
 
-TO_BE_CONTINUED = 75  # exit status EX_TEMPFAIL: nothing is wrong, run the same command again
-
 # Keys that cannot change what is learned, and so may change between start and resume. The training list may move: its
 # content is compared.
 FREE = {
-    "DATA": {"data_root", "train_list", "unlabelled_list", "val_list", "names_path", "colors_path"},
+    "DATA": {"data_root", "train_list", "unlabelled_list", "val_list", "names_path", "colors_path", "allow_outside"},
     "TRAIN": {"workers", "batch_size_val", "print_freq", "save_freq", "keep", "save_path", "weight", "pretrained"}
-    | {"resume", "evaluate", "patience", "gradient_shares", "pictures"},
+    | {"resume", "evaluate", "patience", "gradient_shares", "pictures", "skip_nonfinite"},
     "DISTILL": {"check_images"},
     "TEST": None,  # all of it
 }
@@ -46,17 +39,26 @@ class Progress:
         if isinstance(model, Adapted):
             self.modules = {"state_dict": model.net, "adapters": model.adapters}
         self.step, self.best, self.best_epoch = 0, -1.0, 0
-        self.partial: dict[str, Any] | None = None  # of an epoch that a signal broke off
+        self.partial: dict[str, Any] | None = None  # of an epoch whose line is not written yet
+        self.skipped = 0  # steps whose loss was not finite
         self.settings = _settings(cfg)
 
     def save(self, name: str) -> None:
         """Write a checkpoint; one of a whole epoch replaces what a signal left, and older ones beyond TRAIN.keep."""
         if not run.is_main():
             return
-        content = {key: getattr(self, key) for key in ("step", "best", "best_epoch", "seed", "partial", "settings")}
+        names = ("step", "best", "best_epoch", "seed", "partial", "skipped", "settings")
+        content = {key: getattr(self, key) for key in names}
+        content["processes"] = run.world_size()
         content["epoch"] = self.step // self.settings["steps an epoch"]
         content |= {key: module.state_dict() for key, module in self.modules.items()}
         content["optimizer"] = self.optimizer.state_dict()
+        # The last step may have spoilt the weights with a loss that was finite.
+        if bad := [name for key in self.modules for name in checkpoint.not_finite(content[key])]:
+            raise UserError(
+                f"not finite after step {self.step}: {', '.join(bad[:3])}; {self.folder / name} was not written; lower "
+                "TRAIN.base_lr, or set TRAIN.precision to fp32, and start again in another TRAIN.save_path"
+            )
         checkpoint.save(content, self.folder / name)
         if name.startswith("train_epoch_"):
             (self.folder / "interrupted.pth").unlink(missing_ok=True)
@@ -68,11 +70,16 @@ class Progress:
         return bool(patience) and epoch - self.best_epoch >= patience
 
     def load(self, content: dict[str, Any], path: Path) -> None:
-        needed = ("step", "best", "best_epoch", "seed", "settings", *self.modules, "optimizer")
-        absent = [key for key in needed if key not in content]
-        if absent:
-            raise UserError(f"{path} cannot be resumed: it has no {', '.join(absent)}; give it as TRAIN.weight instead")
-        then = content["settings"]
+        try:
+            saved = Saved.model_validate(dict(content))
+            states = {key: checkpoint.tensors({"state_dict": getattr(saved, key)}, path) for key in self.modules}
+            _check_optimizer(saved.optimizer, self.optimizer)
+        except ValidationError as errors:
+            faults = [f"{error['loc'][0]}: {error['msg']}" for error in errors.errors(include_url=False)]
+            raise UserError(f"{path} cannot be resumed ({'; '.join(faults)}); make it TRAIN.weight instead") from None
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{path} cannot be resumed: its optimizer does not fit ({error!r:.80})") from None
+        then = saved.settings
         if changed := [f"{key} (was {then.get(key)}, is {self.settings.get(key)})"
                        for key in {**then, **self.settings} if then.get(key) != self.settings.get(key)]:  # fmt: skip
             raise UserError(
@@ -80,13 +87,63 @@ class Progress:
                 "another TRAIN.save_path"
             )
         for key, module in self.modules.items():
-            checkpoint.check_match(content[key], module.state_dict(), path, f"this run's network ({key})")
-            module.load_state_dict(content[key])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.step, self.best, self.best_epoch, self.seed = (
-            content[key] for key in ("step", "best", "best_epoch", "seed")
-        )
-        self.partial = content.get("partial")
+            checkpoint.check_match(states[key], module.state_dict(), path, f"this run's network ({key})")
+            module.load_state_dict(states[key])
+        self.optimizer.load_state_dict(saved.optimizer)
+        for key in ("step", "best", "best_epoch", "seed", "skipped"):
+            setattr(self, key, getattr(saved, key))
+        self.partial = saved.partial and dict(saved.partial)
+        if saved.processes != run.world_size():
+            log.warning(
+                "warning: started with %d processes, going on with %d: not bit for bit as before, since each has its "
+                "own dropout and, without TRAIN.sync_bn on CUDA, its own BatchNorm",
+                saved.processes,
+                run.world_size(),
+            )
+
+
+class Partial(BaseModel):
+    """Running sums of an epoch: see Stepper.state."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    sums: Tensor
+    matrix: Tensor
+    count: Annotated[int, Field(ge=0)]
+    lr: float
+    shares: dict[str, float]
+
+
+class Saved(BaseModel):
+    """What a checkpoint must hold to be resumed."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    step: Annotated[int, Field(ge=0, lt=2**53)]
+    best: Annotated[float, Field(ge=-1, le=1)]
+    best_epoch: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0)]
+    skipped: Annotated[int, Field(ge=0)] = 0
+    processes: Annotated[int, Field(ge=1)] = 1
+    settings: dict[str, Any]
+    state_dict: dict[str, Tensor]
+    adapters: dict[str, Tensor] = {}
+    optimizer: dict[str, Any]
+    partial: Partial | None = None
+
+
+def _check_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError, or whatever a wrong structure raises, unless `saved` fits the optimizer's parameters."""
+    own = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in own]:
+        raise ValueError("other groups of parameters")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entry in saved["state"].items():
+        for name, value in entry.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameters[index].shape:
+                raise ValueError(f"{name} of shape {tuple(value.shape)}")
+            if value is not None and not torch.as_tensor(value).isfinite().all():
+                raise ValueError(f"{name} is not finite")
 
 
 def _settings(cfg: Config) -> dict[str, Any]:
@@ -110,6 +167,14 @@ def _settings(cfg: Config) -> dict[str, Any]:
             flat[f"content of DATA.{key}"] = hashlib.sha256(repr(lines).encode()).hexdigest()[:12]
             if key == "train_list":
                 flat["steps an epoch"] = len(lines) // cfg.train.batch_size or 1
+    # What decides is not always what the config says: `auto` depends on the machine, and a file may be replaced.
+    flat["TRAIN.precision"] = str(run.precision(cfg.train.precision)).removeprefix("torch.")
+    if cfg.distill:
+        precision = run.precision(cfg.distill.precision or cfg.train.precision)
+        flat["DISTILL.precision"] = str(precision).removeprefix("torch.")
+        if checkpoint.exists(flat.pop("DISTILL.teacher_path")):
+            with Path(cfg.distill.teacher_path).open("rb") as file:
+                flat["content of DISTILL.teacher_path"] = hashlib.file_digest(file, "sha256").hexdigest()[:12]
     return flat
 
 
@@ -120,14 +185,14 @@ def resume(cfg: Config, folder: Path, model: PSPNet | Adapted, optimizer: torch.
     UserError for a checkpoint of another network or of other settings.
     """
     progress = Progress(cfg, folder, model, optimizer, _seed(cfg))
-    found: list[str | None] = [cfg.train.resume]
+    found, content = [cfg.train.resume], None
     if cfg.train.resume == "auto":
         if run.is_main():
-            found = [_newest_whole(folder)]
+            found[0], content = _newest_whole(folder, cfg.check)
         if run.world_size() > 1:
             dist.broadcast_object_list(found)
     if found[0]:
-        progress.load(checkpoint.read(found[0]), Path(found[0]))
+        progress.load(content or checkpoint.read(found[0]), Path(found[0]))
         log.info("going on from %s", found[0])
     epoch = progress.step // progress.settings["steps an epoch"]
     later = [path for path in checkpoint.numbered(folder) if checkpoint.epoch_of(path) > epoch]
@@ -138,16 +203,20 @@ def resume(cfg: Config, folder: Path, model: PSPNet | Adapted, optimizer: torch.
     return progress
 
 
-def _newest_whole(folder: Path) -> str | None:
-    for path in checkpoint.newest_first(folder):
+def _newest_whole(folder: Path, check: bool) -> tuple[str | None, dict[str, Any] | None]:
+    """The path and content of the checkpoint to go on from. Raises UserError when there are some, but none is whole."""
+    paths = checkpoint.newest_first(folder)
+    for path in paths:
         try:
-            checkpoint.read(path)
-            return str(path)
+            return str(path), checkpoint.read(path)
         except checkpoint.Damaged as error:
             aside = path.with_name(f"{path.name}.corrupt")
-            path.replace(aside)
+            if not check:
+                path.replace(aside)
             log.warning("warning: %s; set aside as %s", error, aside.name)
-    return None
+    if paths:  # model/pspnet.py has left out the ImageNet weights, since there was a checkpoint
+        raise UserError(f"no checkpoint in {folder} is whole; all are set aside; the same command now starts anew")
+    return None, None
 
 
 def _seed(cfg: Config) -> int:
@@ -156,78 +225,3 @@ def _seed(cfg: Config) -> int:
     if run.world_size() > 1:
         dist.broadcast_object_list(drawn)
     return drawn[0]
-
-
-class Interrupt:
-    """While entered, SIGTERM, SIGINT and SIGUSR1 (SLURM's early warning) ask for a stop instead of making one."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-    def __enter__(self) -> "Interrupt":
-        self.asked = 0  # the signal
-        self.before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _) -> None:
-        if number == self.asked == signal.SIGINT:
-            raise KeyboardInterrupt  # Ctrl-C twice: somebody does not want to wait
-        self.asked = number
-
-    def agreed(self, meeting: bool) -> bool:
-        """Whether any process was asked to stop. Several processes compare notes only when all are at a `meeting`."""
-        if run.world_size() == 1:
-            return bool(self.asked)
-        if not meeting:
-            return False
-        asked = torch.tensor(self.asked, device=run.device())
-        dist.all_reduce(asked, dist.ReduceOp.MAX)
-        return bool(asked)
-
-    def leave(self, text: str) -> None:
-        log.info(text)
-        sys.exit(TO_BE_CONTINUED)
-
-
-@contextlib.contextmanager
-def named_worker_death() -> Iterator[None]:
-    """Make one line of the death of a process that loads images; PyTorch raises it wherever the run happens to be."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = str(error).splitlines()[0].strip(". ")
-        raise UserError(
-            f"a process that loads images died ({reason}); start again, it goes on from the last checkpoint; if memory "
-            "is short, lower TRAIN.workers"
-        ) from None
-
-
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Make `folder` and keep other runs out of it. The kernel lets go of the lock when the process dies."""
-    if not run.is_main():
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
-    except OSError as error:
-        raise UserError(f"cannot make or write {folder} (TRAIN.save_path): {error.strerror}") from None
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by DataLoader workers
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise UserError(
-                f"{folder} is in use by another run (process {holder}); stop it or change TRAIN.save_path"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield

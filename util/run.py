@@ -95,8 +95,14 @@ def processes():
         torch.cuda.set_device(device())
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
-    yield
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise UserError(f"process {rank()} lost the others; the one that ended first says why") from None
     # Not after an error: the others would not come, and torchrun ends them as soon as this process is gone.
+    dist.barrier()  # the first process may still be writing, and a launcher may end it with the one that exits first
     dist.destroy_process_group()
 
 
@@ -134,14 +140,16 @@ def errors_in_one_line():
 def parse_arguments(description: str, default_config: str, argv: list[str] | None = None) -> config.Config:
     parser = Parser(
         description=description,
-        usage="%(prog)s [--config FILE] [SECTION.key VALUE ...]",
+        usage="%(prog)s [--config FILE] [--check] [SECTION.key VALUE ...]",
         epilog=f"example: python %(prog)s --config {default_config} TRAIN.epochs 2 TEST.scales '[0.75, 1.0]'",
         allow_abbrev=False,
     )
     parser.add_argument("--config", default=default_config, help="YAML file (default: %(default)s)")
+    parser.add_argument("--check", action="store_true", help="read everything, take a step, predict; write nothing")
     parser.add_argument("overrides", nargs="*", metavar="SECTION.key VALUE", help="replace a value of the YAML file")
     arguments = parser.parse_intermixed_args(argv)
-    return config.load(arguments.config, arguments.overrides)
+    cfg = config.load(arguments.config, arguments.overrides)
+    return cfg.model_copy(update={"check": arguments.check})
 
 
 def main(experiment: Callable[[config.Config], None], default_config: str) -> None:

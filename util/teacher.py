@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from model.pspnet import Output, PSPNet
 from util import evaluate, run
 from util.config import Config
-from util.dataset import read_list
+from util.dataset import scored_list
 from util.metric import Scores
 
 MARGIN = 0.05  # mIoU by which another reading of the pixels must win to be spoken of
@@ -23,7 +23,7 @@ def report(cfg: Config, teacher: PSPNet) -> None:
     Warns when it is no better than naming the most frequent class everywhere, and when it does clearly better with
     its classes in another order or its pixels normalised in another way: then it was trained otherwise.
     """
-    val = read_list(cfg.data.val_list, "DATA.val_list", cfg.data.data_root)
+    val = scored_list(cfg.data.val_list, "DATA.val_list", cfg.data)
     count = min(cfg.distill.check_images, len(val))
     if not count:
         return

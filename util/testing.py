@@ -12,12 +12,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from model import pspnet
-from util import evaluate, run
+from util import check, evaluate, run
 from util.config import Config
-from util.dataset import Pair, read_colors, read_image, read_label, read_list, read_names
+from util.dataset import Pair, read_colors, read_names, scored_list
+from util.decode import read_image, read_label
 from util.errors import UserError
+from util.files import replace_text
 from util.metric import Scores, confusion_matrix
-from util.record import replace_text
 
 
 def test(cfg: Config) -> None:
@@ -27,7 +28,7 @@ def test(cfg: Config) -> None:
     TEST.save_folder. TEST.index_start and TEST.index_step choose a part of the list.
     """
     t = cfg.test
-    pairs = read_list(t.test_list, "TEST.test_list", cfg.data.data_root, labelled=t.split != "test")
+    pairs = scored_list(t.test_list, "TEST.test_list", cfg.data, labelled=t.split != "test")
     maps = map_names(pairs, Path(t.save_folder))  # of the whole list: a part must not name its maps otherwise
     end = t.index_start + t.index_step if t.index_step else len(pairs)
     pairs, maps = pairs[t.index_start : end], maps[t.index_start : end]
@@ -36,6 +37,9 @@ def test(cfg: Config) -> None:
     names = read_names(cfg.data)
     if t.has_prediction and t.split == "test":
         raise UserError("TEST.has_prediction scores existing maps, but TEST.split test has no labels to score them by")
+    if cfg.check:
+        check.testing(cfg, pairs, maps)
+        return
     matrix = _score_existing(pairs, maps, cfg) if t.has_prediction else _predict(pairs, maps, cfg)
     if t.split == "test" or not run.is_main():
         return
@@ -165,7 +169,7 @@ def protocol_line(p: dict[str, Any]) -> str:
 
 def compare(cfg: Config) -> None:
     """Print teacher, student alone and distilled side by side, and whether the distilled one lies between."""
-    if not run.is_main() or cfg.test.compare is None or cfg.test.split == "test":
+    if not run.is_main() or cfg.check or cfg.test.compare is None or cfg.test.split == "test":
         return
     files = {
         "teacher": cfg.test.compare.teacher,

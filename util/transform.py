@@ -30,7 +30,7 @@ class Augment:
         scale = rng.uniform(t.scale_min, t.scale_max)
         angle = rng.uniform(t.rotate_min, t.rotate_max) if rng.random() < t.rotate_prob else 0.0
         flip = rng.random() < t.flip_prob
-        size = np.round(scale * np.array([width, height]))
+        size = np.maximum(np.round(scale * np.array([width, height])), 1)
         room = size - (t.train_w, t.train_h)
         offset = np.where(room > 0, np.floor(rng.random(2) * (room + 1)), -((-room) // 2))
         # Pixel centres lie at half-integers while scaling, as in cv2.resize: x' = (x + 0.5) * scale - 0.5.

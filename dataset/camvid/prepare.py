@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from util.dataset import read_list, read_text  # noqa: E402
 from util.errors import UserError  # noqa: E402
+from util.files import replacing  # noqa: E402
 
 SPLITS = ("train", "val", "test")
 
@@ -40,10 +41,10 @@ def prepare(folder: Path, out: Path) -> None:
             if not link.exists():
                 link.symlink_to((folder / name).resolve(), target_is_directory=True)
         written = out / "list" / f"{split}.txt"
-        temporary = written.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in lines))
-        read_list(str(temporary), "CamVid", str(out))  # every file is there, or an error says which is not
-        temporary.replace(written)
+        with replacing(written) as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())
+            file.flush()
+            read_list(file.name, "CamVid", str(out))  # every file is there, or an error says which is not
         print(f"{written}: {len(lines)} images")
 
 

@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from util.errors import UserError  # noqa: E402
+from util.files import replace_text, replacing  # noqa: E402
 
 HERE = ROOT / "dataset" / "voc2012"
 COUNTS = {"train_aug": 10582, "train": 1464, "val": 1449}
@@ -73,13 +74,6 @@ def as_bytes(content: Content) -> bytes:
     return content.read_bytes() if isinstance(content, Path) else content
 
 
-def write(path: Path, content: bytes) -> None:
-    """Whole or not at all: an interrupted run must not leave a half file that the next one takes for done."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
 def done(folder: Path) -> set[str]:
     """Names that an earlier run has written, or linked to what is still there."""
     return {path.stem for path in folder.iterdir() if not path.name.startswith(".") and path.exists()}
@@ -110,10 +104,10 @@ def palette() -> bytes:
 
 
 def save_label(label: NDArray[np.uint8], path: Path, colors: bytes) -> None:
-    picture, buffer = Image.fromarray(label, "P"), io.BytesIO()
+    picture = Image.fromarray(label, "P")
     picture.putpalette(colors)
-    picture.save(buffer, "PNG")
-    write(path, buffer.getvalue())
+    with replacing(path) as file:
+        picture.save(file, "PNG")
 
 
 def take_sbd(sbd: Path, out: Path, own: set[str]) -> set[str]:
@@ -141,7 +135,8 @@ def take_voc(voc: Path, out: Path, images: set[str], labels: set[str]) -> None:
                     path.unlink(missing_ok=True)  # a link to what is gone
                     path.symlink_to(content.resolve())
                 else:
-                    write(path, content)
+                    with replacing(path) as file:
+                        file.write(content)
         if left:
             raise UserError(f"{voc} lacks the {folder} of {min(left)} and {len(left) - 1} more; unpack it whole")
 
@@ -180,7 +175,7 @@ def prepare(voc: Path, sbd: Path, out: Path, subset: bool) -> None:
     for index, name in [*enumerate(names), (VOID, "void")]:
         print(f"{name:14}{pixels[index]:15,} pixels {100 * pixels[index] / pixels.sum():6.2f} %")
     for name, entries in lists.items():  # last: whoever finds a list finds all that it names
-        write(out / "list" / f"{name}.txt", "".join(f"image/{n}.jpg label/{n}.png\n" for n in entries).encode())
+        replace_text(out / "list" / f"{name}.txt", "".join(f"image/{n}.jpg label/{n}.png\n" for n in entries))
         print(f"{out / 'list' / name}.txt: {len(entries)} images")
 
 

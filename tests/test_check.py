@@ -1,0 +1,73 @@
+"""--check: finds what would stop a run, says what it would cost, writes nothing."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import network
+from PIL import Image
+
+
+def files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def model(tiny):
+    path = tiny.out / "n.pth"
+    torch.save({"state_dict": network().state_dict()}, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["train_18.py", "train_50_18.py"])
+def test_training(tiny, command, script, name):
+    before = files(tiny.out)
+    result = script(name, "--check", *command(tiny.out / "run"), "TRAIN.workers", "1")
+    assert result.status == 0 and result.err == "", result.err
+    assert files(tiny.out) == before
+    for words in (r"train.txt: 8 images are whole", r"val.txt: 3 images are whole", r"car +[\d,]+ pixels +\d+\.\d\d %",
+                  r"a step of 2 crops of 33x33 on cpu in torch.float32: \d+\.\d\d s, ce \d", r"memory: ",
+                  r"12 steps in 3 epochs would take about", "start anew in", "nothing was written"):  # fmt: skip
+        assert re.search(words, result.out), words
+
+
+def test_training_that_would_go_on(tiny, command, script, fails):
+    assert script("train_50_18.py", *command(tiny.out / "run", "TRAIN.epochs", "1")).status == 0
+    before = files(tiny.out)
+    result = script("train_50_18.py", "--check", *command(tiny.out / "run", "TRAIN.epochs", "1"))
+    assert result.status == 0 and "a finished run" in result.out
+    assert "TRAIN.epochs (was 1, is 3)" in fails("train_50_18.py", "--check", *command(tiny.out / "run"))
+    assert files(tiny.out) == before
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_every_bad_label_is_listed(tiny, command, script, workers):
+    label = np.asarray(Image.open(tiny.root / "train0.png")).copy()
+    label[3, 3] = 9
+    Image.fromarray(label).save(tiny.out / "bad.png")
+    lines = [f"{tiny.root}/train{i}.jpg {tiny.root}/train{i}.png\n" for i in range(6)]
+    lines += [f"{tiny.root}/train0.jpg {tiny.out}/bad.png\n", f"{tiny.root}/train0.jpg {tiny.root}/train1.png\n"]
+    (tiny.out / "list.txt").write_text("".join(lines))
+    options = ["DATA.train_list", str(tiny.out / "list.txt"), "DATA.allow_outside", "True", "TRAIN.workers", workers]
+    result = script("train_18.py", "--check", "--config", tiny.path, *options)
+    assert result.status == 2
+    assert "2 of 8 entries" in result.err and "holds the value 9" in result.err
+    assert "holds the value 9" in result.out and "its image is" in result.out
+
+
+def test_testing(tiny, script, fails, model):
+    before = files(tiny.out)
+    options = ["--check", "--config", tiny.path, "TEST.model_path", str(model)]
+    result = script("test_18.py", *options)
+    assert result.status == 0 and result.err == "", result.err
+    assert "3 images would take about" in result.out and "maps of 3 images" in result.out
+    assert "gone.pth" in fails("test_50_18.py", *options, "TEST.model_path", "gone.pth")
+    assert "lacks 3 of 3 maps" in fails("test_18.py", *options, "TEST.has_prediction", "True")
+    assert files(tiny.out) == before
+
+
+def test_a_folder_that_cannot_be_made(tiny, script):
+    (tiny.out / "file").write_text("")
+    result = script("train_18.py", "--check", "--config", tiny.path, "TRAIN.save_path", f"{tiny.out}/file/run")
+    assert result.status == 2 and "TRAIN.save_path" in result.err

@@ -1,0 +1,109 @@
+"""Images and labels from files that are not to be trusted."""
+
+import io
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from util.errors import UserError
+
+MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # Pillow's limit, beyond which a small file is a bomb: 179 million
+ORIENTATION = 0x0112  # EXIF tag
+
+# A broken image is our one line, not OpenCV's log as well. Never changed again, so no state.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def _incomplete(data: bytes) -> str | None:
+    """What a PNG or JPEG lacks, if anything: decoders fill a JPEG's missing part with gray and say nothing."""
+    if data.startswith(b"\xff\xd8"):
+        at = 2
+        while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":  # segments up to the start of scan,
+            at += 2 + int.from_bytes(data[at + 2 : at + 4])  # since a thumbnail among them has an end marker, too
+        return "cut short" if data.find(b"\xff\xd9", at) < 0 else None
+    if data.startswith(b"\x89PNG"):
+        at, kind = 8, b""
+        while kind != b"IEND":
+            length, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
+            if at + 12 + length > len(data):
+                return "cut short"
+            if zlib.crc32(data[at + 4 : at + 8 + length]) != int.from_bytes(data[at + 8 + length : at + 12 + length]):
+                return "damaged: a checksum differs"
+            at += 12 + length
+    return None
+
+
+def _open(path: Path, what: str) -> tuple[bytes, Image.Image]:
+    """The file's bytes and its header. Raises UserError for what is no picture, not whole, or absurdly large."""
+    try:
+        if not path.is_file():
+            raise UserError(f"{what} {path} is no file, or a link to what is gone; correct the list")
+        data = path.read_bytes()
+        if fault := _incomplete(data):
+            raise UserError(f"{what} {path} is {fault}; replace it or take it out of the list")
+        return data, Image.open(io.BytesIO(data))
+    except UserError:
+        raise
+    except Image.DecompressionBombError:
+        raise UserError(f"{what} {path} claims over {MOST_PIXELS:,} pixels; take it out of the list") from None
+    except Exception as error:  # Pillow raises many kinds for a damaged file
+        raise UserError(_undecodable(what, path, error)) from None
+
+
+def _undecodable(what: str, path: Path, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or (str(error).replace(repr(path), "it") or type(error).__name__)
+    if "BytesIO" in reason:  # Pillow's words for an unknown format, with an address in them
+        reason = "no format that is known"
+    return f"{what} {path} cannot be decoded ({reason:.120}); replace it or take it out of the list"
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB; gray, alpha, CMYK and 16-bit pictures become 8-bit RGB.
+
+    EXIF orientation is applied, as by cv2 in semseg and by every viewer: labels are drawn on what a viewer shows.
+    Raises UserError for what cannot be decoded.
+    """
+    data, _ = _open(path, "image")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise UserError(f"image {path} cannot be decoded; replace it or take it out of the list")
+    return image
+
+
+def turned(path: Path) -> bool:
+    """Whether a viewer shows the picture with its sides swapped (EXIF orientation 5 to 8)."""
+    return _open(path, "image")[1].getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+
+
+def read_label(path: Path, shape: tuple[int, int], classes: int, ignore_label: int) -> NDArray[np.uint8]:
+    """(H, W) class indices of a palette or gray PNG. Raises UserError for another mode, size or value.
+
+    Palette entries are read as indices: converting them to gray would invent class numbers.
+    """
+    _, picture = _open(path, "label")
+    if picture.mode not in ("L", "P"):
+        raise UserError(
+            f"label {path} is a {picture.mode} picture; expected one channel of class indices "
+            "(palette or 8-bit gray PNG)"
+        )
+    try:
+        label = np.asarray(picture)
+    except Exception as error:  # as in _open
+        raise UserError(_undecodable("label", path, error)) from None
+    if label.shape != shape:
+        raise UserError(f"label {path} is {label.shape[1]}x{label.shape[0]}, its image is {shape[1]}x{shape[0]}")
+    values = np.arange(256, dtype=np.uint8)
+    wrong = cv2.LUT(label, ((values >= classes) & (values != ignore_label)).astype(np.uint8))
+    if wrong.any():
+        raise UserError(
+            f"label {path} holds the value {label[wrong > 0].min()}, neither a class (0 .. {classes - 1}) nor "
+            f"TRAIN.ignore_label ({ignore_label})"
+        )
+    return label
