@@ -34,6 +34,7 @@ class FusedConv2d(nn.Module):
 def _fusable(x: Tensor, weight: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()  # it fuses by itself
+        and not torch.jit.is_tracing()  # an exported file keeps to common operators
         and x.device.type == "cpu"
         and x.dtype == weight.dtype
         and torch.backends.mkldnn.is_available()

@@ -36,16 +36,17 @@ def measure(runs: list[Run], size: tuple[int, int], repeats: int) -> list[dict[s
         keys.append((net.layers, net.stem))
         if keys[-1] not in nets:
             parameters = sum(parameter.numel() for parameter in net.parameters())
-            net = nets[keys[-1]] = net.to(device).freeze()
+            net.to(device).eval()
             with FlopCounterMode(display=False) as counter, torch.inference_mode():
-                net(image)
+                net(image)  # before its convolutions are fused: the counter does not know those
             counted[keys[-1]] = {"parameters": parameters, "GFLOP": counter.get_total_flops() / 1e9}
+            nets[keys[-1]] = net.freeze(dtype)
     times = {key: [] for key in nets}
     for turn in range(repeats + 1 if repeats else 0):  # the first one warms up
         for key, net in nets.items():
             start = time.perf_counter()
             with torch.inference_mode(), run.autocast(dtype):
-                net(image).logits.float().sum().item()  # which waits for a GPU
+                net(image.to(dtype)).logits.float().sum().item()  # which waits for a GPU
             if turn:
                 times[key].append(1000 * (time.perf_counter() - start))
     return [key and {**counted[key], "ms": statistics.median(times[key]) if repeats else None} for key in keys]

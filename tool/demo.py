@@ -42,7 +42,8 @@ class Segmenter:
     def __init__(self, cfg: config.Config):
         self.cfg, self.names, self.palette = cfg, read_names(cfg.data), read_colors(cfg.data)
         net = pspnet.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False)
-        self.net, self.dtype = net.to(run.device()).freeze(), run.precision(cfg.test.precision)
+        self.dtype = run.precision(cfg.test.precision)
+        self.net = net.to(run.device()).freeze(self.dtype)
 
     def predictor(self, quick: bool) -> evaluate.Predictor:
         protocol = evaluate.quick_protocol(self.cfg) if quick else evaluate.test_protocol(self.cfg)

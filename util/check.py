@@ -154,7 +154,7 @@ def testing(cfg: Config, pairs: list[Pair], maps: list[str]) -> None:
         _say(f"it would score the {len(maps)} maps in {t.save_folder}/gray")
         return
     dtype, device = run.precision(t.precision), run.device()
-    net = pspnet.load(t.model_path, cfg.train.layers, cfg.data.classes, aux=False).to(device).freeze()
+    net = pspnet.load(t.model_path, cfg.train.layers, cfg.data.classes, aux=False).to(device).freeze(dtype)
     predicted = evaluate.predictions(net, pairs, range(min(2, len(pairs))), cfg, evaluate.test_protocol(cfg), dtype)
     times = [_timed(lambda: next(predicted))[0] for _ in range(min(2, len(pairs)))]
     _say(f"an image on {device.type} in {dtype}: {times[-1]:.2f} s\n{_memory()}")
