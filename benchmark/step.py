@@ -11,9 +11,9 @@ Peak memory is that of a fresh process for each way.
 - fp32: the same with TRAIN.precision fp32
 - plain: float32, contiguous, the teacher as loaded (though once a step and without gradients), scores at full size
 - original: --original FOLDER, a checkout of PSPNet-knowledge-distillation; distillation only, 21 classes
-- --ideas adds ours without one of its parts: `nn.Conv2d` (no weight gradient in chunks), `malloc` (glibc's default:
-  freed memory goes back), `full-size CE` (no blocks of rows), `unfolded` (the teacher keeps its BatchNorm), and the
-  student's step with TRAIN.compile, which first takes a minute or two to compile
+- --ideas, instead of those: ours without one of its parts: `nn.Conv2d` (no weight gradient in chunks), `malloc`
+  (glibc's default: freed memory goes back), `full-size CE` (no blocks of rows), `unfolded` (the teacher keeps its
+  BatchNorm and its own blocks); and the student's step with TRAIN.compile, after a minute or two of compiling
 """
 
 import json
@@ -34,21 +34,17 @@ IDEAS = ("nn.Conv2d", "malloc", "full-size CE")
 
 
 def names(kind: str, options: Namespace) -> list[str]:
-    chosen = ["ours", "fp32", "plain"]
-    if options.original and kind == "distillation":
-        chosen.append("original")
     if options.ideas:
-        chosen += IDEAS
-        chosen += {"distillation": ["unfolded"], "student": ["compile"]}.get(kind, [])
-    return chosen
+        return ["ours", *IDEAS, *{"distillation": ["unfolded"], "student": ["compile"]}.get(kind, [])]
+    return ["ours", "fp32", "plain", *(["original"] if options.original and kind == "distillation" else [])]
 
 
 def compare(kind: str, options: Namespace, folder: Path) -> dict:
     """Seconds, ratio, share of the ceiling and peak MiB of each way to do `kind` of step."""
-    ways = steps.variants(kind, options, folder, names(kind, options))
-    with FlopCounterMode(display=False) as counter, ways["plain"].around():
-        ways["plain"].work()
+    with FlopCounterMode(display=False) as counter:
+        steps.plain_step(kind, options)()
     work = counter.get_total_flops() / 1e9
+    ways = steps.variants(kind, options, folder, names(kind, options))
     floor, gflop = measure.ceiling(run.precision("auto"))
     times = measure.turns(ways, options.repeats, floor)
     rows = measure.summary(times, "ours")
@@ -90,7 +86,7 @@ def main() -> None:
                     f"{way['ratio']:7.2f}x ours{100 * way['share']:6.0f} % of the ceiling{way['peak_MiB']:8} MiB",
                     flush=True,
                 )
-    measure.report(options, results)
+            measure.report(options, results)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Other people's checkouts, run as they are, beside this project.
 
 Nothing of theirs is copied or changed. While a call lasts, their packages `model`, `util` and `tool` stand in for
-ours, and what their code of 2019 expects is lent to it: .cuda() without a GPU, collections.Iterable, torch.histc of
+ours, and what their code of 2019 expects is lent to it: moving to a GPU where none is, collections.Iterable, histc of
 integers.
 """
 
