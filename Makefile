@@ -1,7 +1,7 @@
 # make demo    generate the shapes dataset, train and test teacher, student and distilled student, write the report
 # make test    ruff and pytest
 # make results repeats the README's tables, hours of training; CAMVID=FOLDER names CamVid's images. Resumes.
-# make faults  kill a tiny run at 60 random moments, fill its disk: about ten minutes
+# make faults  kill a tiny run at 60 random moments, fill its disk: about fourteen minutes
 # All make .venv first, with the versions of constraints.txt.
 
 PYTHON ?= python3

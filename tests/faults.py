@@ -2,7 +2,7 @@
 
     make faults
 
-Not part of make test: about ten minutes. Prints kills survived of kills tried.
+Not part of make test: about fourteen minutes. Prints kills survived of kills tried.
 """
 
 import contextlib

@@ -1,5 +1,6 @@
 """Making, running and quantising exported networks."""
 
+import contextlib
 import io
 import json
 import logging
@@ -37,14 +38,22 @@ def require_onnx() -> None:
         raise UserError(f"{error.name} is not installed: pip install -r requirements-export.txt") from None
 
 
+@contextlib.contextmanager
+def only_errors(logger: str | None) -> Iterator[None]:
+    """Silence what a library's logger says beside errors."""
+    chosen = logging.getLogger(logger)
+    level = chosen.level
+    chosen.setLevel(logging.ERROR)
+    yield
+    chosen.setLevel(level)
+
+
 def to_onnx(net: Exportable, notes: dict[str, str]) -> bytes:
     """One graph for any batch and size; `notes` become the file's metadata."""
     import onnx
 
     free = torch.export.Dim.DYNAMIC
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with only_errors("torch.onnx"), warnings.catch_warnings(action="ignore"), torch.no_grad():
         program = torch.onnx.export(
             net,
             (torch.zeros(EXAMPLE),),
@@ -115,8 +124,8 @@ def quantize(content: bytes, images: Iterator[np.ndarray]) -> bytes:
             image = next(images, None)
             return None if image is None else {"image": image}
 
-    logging.getLogger().setLevel(logging.ERROR)  # it advises a preprocessing that folded BatchNorm makes needless
-    with tempfile.TemporaryDirectory() as folder:
+    # It advises, through the root logger, a preprocessing that folded BatchNorm makes needless.
+    with only_errors(None), tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "int8.onnx")
         quantize_static(
             onnx.load_from_string(content),
