@@ -3,14 +3,17 @@
 import json
 import re
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tool import bootstrap, runs
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tool import bootstrap, runs  # noqa: E402
+
 RESAMPLES = 2000
 BLOCK = {"camvid": 10, "shapes": 1}  # images drawn together: neighbours in a video are not independent
 NAMES = {"student": "student alone", "same time": "student alone, the default's time", "default": "distilled, default"}
@@ -85,11 +88,14 @@ def table(summary: dict[str, dict[str, Any]]) -> str:
 def rewrite_readme(readme: Path, results: Path) -> None:
     """Put the table of each results/DATASET.json between README's `<!-- results: DATASET -->` and `<!-- end -->`."""
     text = readme.read_text()
-    for path in sorted(results.glob("*.json")):
+    for path in (results / f"{dataset}.json" for dataset in BLOCK):
+        if not path.is_file():
+            continue
         start = f"<!-- results: {path.stem} -->"
-        if start in text:
-            made = f"{start}\n{table(json.loads(path.read_text())['summary'])}\n<!-- end -->"
-            text = re.sub(re.escape(start) + r".*?<!-- end -->", lambda _, made=made: made, text, flags=re.DOTALL)
+        if start not in text:
+            sys.exit(f"error: {readme} has no line {start} to put the table of {path} after")
+        made = f"{start}\n{table(json.loads(path.read_text())['summary'])}\n<!-- end -->"
+        text = re.sub(re.escape(start) + r".*?<!-- end -->", lambda _, made=made: made, text, flags=re.DOTALL)
     readme.write_text(text)
 
 

@@ -47,15 +47,17 @@ def main() -> None:
             print(json.dumps(measure.peak_here()))
             return
         make = functools.partial(step, size=options, folder=Path(folder))
-        ways = {name: measure.Variant(make(name), contextlib.nullcontext) for name in options.recipes.split(",")}
+        ways = {
+            name: measure.Variant(make(name), contextlib.nullcontext)
+            for name in dict.fromkeys([BASE, *options.recipes.split(",")])
+        }
         rows = measure.summary(measure.turns(ways, options.repeats), BASE)
     sizes = [part for key in ("crop", "batch", "classes") for part in (f"--{key}", getattr(options, key))]
     for name, row in rows.items():
         row["peak_MiB"] = measure.in_process(__file__, *sizes, "--only", name)
+    for name, row in rows.items():
         more = row["peak_MiB"] - rows[BASE]["peak_MiB"]
-        print(
-            f"{name:14}{row['seconds']:8.3f} s{row['ratio']:7.2f}x {BASE}{row['peak_MiB']:8} MiB ({more:+})", flush=True
-        )
+        print(f"{name:14}{row['seconds']:8.3f} s{row['ratio']:7.2f}x {BASE}{row['peak_MiB']:8} MiB ({more:+})")
     measure.report(options, {"ways": rows})
 
 

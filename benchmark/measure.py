@@ -123,6 +123,13 @@ def in_process(*command: object, environment: Mapping[str, str] | None = None) -
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def call(*command: str) -> None:
+    """Run a Python script of the project; exit with its status when it fails."""
+    status = subprocess.run([sys.executable, *command], cwd=Path(__file__).resolve().parent.parent).returncode
+    if status:
+        sys.exit(status)
+
+
 def machine() -> dict[str, Any]:
     """What a number must be read with."""
     model = platform.processor()

@@ -10,7 +10,6 @@ epochs as the default recipe's wall-clock time buys it.
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmark.evidence import summarise  # noqa: E402
+from benchmark.measure import call  # noqa: E402
 from util import config  # noqa: E402
 
 NEW_LOSS = {"DISTILL.weights.kl": 0, "DISTILL.weights.aux_mse": 0}
@@ -136,16 +137,7 @@ class Bench:
         return entry
 
 
-def call(*command: str) -> None:
-    """Run a Python script of the project; exit with its status when it fails."""
-    status = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
-    if status:
-        sys.exit(status)
-
-
 def main() -> None:
-    from benchmark.evidence import summarise  # noqa: PLC0415 - numpy and torch, not needed for --help
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=SEEDS)
     parser.add_argument("--data-root", help="folder of CamVid's images")

@@ -11,11 +11,14 @@ where it stopped.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmark.measure import call  # noqa: E402
+
 LABELLED = 100  # of the 400 scenes
 CONFIG = "config/shapes/shapes_{}.yaml"
 # name: script, config, epochs (25 steps each: as many steps as config/shapes takes), overrides
@@ -28,12 +31,6 @@ RUNS = {
     "distilled, labelled images, four times as long": ("50_18", "pspnet50_18", 64, []),
     "distilled, both, twice as long": ("50_18", "pspnet50_18", 32, ["TRAIN.unlabelled_per_batch", "4"]),
 }
-
-
-def call(*command: str) -> None:
-    status = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
-    if status:
-        sys.exit(status)
 
 
 def prepare(data: Path, seed: int) -> None:

@@ -59,6 +59,25 @@ def test_signals_in_the_middle_of_an_epoch(tiny, command, whole, script, monkeyp
     same(whole, parts)
 
 
+def test_signal_in_the_last_step_of_an_epoch(tiny, script, monkeypatch):
+    """Here every step is an epoch's last; save_freq leaves the first epoch without a checkpoint of its own."""
+    options = ["--config", tiny.path, *"TRAIN.epochs 3 TRAIN.batch_size 8 TRAIN.save_freq 2".split()]
+    options += "TRAIN.evaluate False TRAIN.pictures 0 TRAIN.save_path".split()
+
+    def step(self, raw, number, real=Stepper.step):
+        real(self, raw, number)
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert script("train_18.py", *options, tiny.out / "whole").status == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "step", step)
+        assert script("train_18.py", *options, tiny.out / "parts").status == 75
+    assert len((tiny.out / "parts" / "metrics.jsonl").read_text().splitlines()) == 1
+    assert script("train_18.py", *options, tiny.out / "parts").status == 0
+    same(tiny.out / "whole", tiny.out / "parts")
+
+
 def test_killed_at_random_moments(tiny, command, whole, script):
     """The short form of tests/faults.py."""
     parts, rng = tiny.out / "parts", random.Random(0)

@@ -129,6 +129,24 @@ def test_adapters_learn_and_are_resumed(distil, tiny):
     assert lines(tiny.out / "whole") == lines(tiny.out / "parts")
 
 
+def test_hints_without_anything_to_learn_are_resumed(distil, tiny):
+    """cwd on logits has no adapter: there is nothing of it in the checkpoint, and nothing to miss there."""
+    text = "  hints: [{layer: logits, loss: cwd}]\n"
+    assert distil(text)[0].status == 0
+    result, history = distil(text)  # finished: it has nothing left to do
+    assert result.status == 0, result.err
+    assert len(history) == 1
+
+
+def test_losses_are_computed_in_float32_whatever_the_networks_precision(distil):
+    """The same first step in bfloat16: its terms are close to float32's, also where a loss is made of products."""
+    text = "  check_images: 0\n  hints: [{layer: feature, loss: cirkd}, {layer: feature, loss: pairwise}]\n"
+    (single,) = distil(text, "TRAIN.base_lr", "1e-30", folder="a")[1]
+    (half,) = distil(text, "TRAIN.base_lr", "1e-30", "TRAIN.precision", "bf16", folder="b")[1]
+    for name in ("kl", "cirkd_feature", "pairwise_feature"):
+        assert half[name] == pytest.approx(single[name], rel=0.1) and half[name] != single[name]
+
+
 @pytest.mark.parametrize(
     ("hints", "words"),
     [
@@ -148,6 +166,13 @@ def test_mistakes_in_hints(hints, words, distil):
     assert result.status == 2
     for word in words:
         assert word in result.err
+
+
+def test_published_weights_where_a_hint_has_none(tiny):
+    hints = "[{layer: logits, loss: cwd}, {layer: feature, loss: cwd}, {layer: layer4, loss: fitnet, weight: 2}]"
+    cfg = tiny.load("DISTILL.teacher_path", "t.pth", "DISTILL.hints", hints)
+    weights = Hints(cfg, network(18), network(18)).weights
+    assert weights == {"cwd_logits": 3.0, "cwd_feature": 50.0, "fitnet_layer4": 2.0}
 
 
 def test_a_teacher_without_the_layer(tiny, teachers):
@@ -175,7 +200,7 @@ def test_a_schedule_moves_the_total(distil):
     assert result.status == 0, result.err
     weights = {"ce": 1, "aux_ce": 0.4, "aux_mse": 1, "kl": 1, "fitnet_layer4": 10}
     first, second = history
-    assert [line["weight_kl"] for line in history] == [0, 0] and second["share_kl"] == 0 < first["share_kl"]
+    assert [line["weight_kl"] for line in history] == [1, 0] and second["share_kl"] == 0 < first["share_kl"]
     # linear, at the two steps of the second epoch: 1/2 and 1/4 of the weight
     rest = sum(weights[name] * second[name] for name in ("ce", "aux_ce", "aux_mse"))
     assert rest + 5 * 0.4 * second["fitnet_layer4"] < second["loss"] < rest + 5 * 1.1 * second["fitnet_layer4"]

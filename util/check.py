@@ -26,6 +26,7 @@ from util.schedule import Weights
 from util.step import Losses, Stepper, optimizer
 
 SHOWN = 20  # faults of a list that are printed
+STEPS = 4  # that are timed: the same for all processes, which wait for each other in them
 
 
 class _Decoded(Dataset):
@@ -116,8 +117,9 @@ def training(
     stepper = Stepper(cfg, model, descent, losses, weights, progress.seed, sampler.per_epoch, progress.skipped)
     loading, raw = _timed(lambda: next(iter(train_loader(data, sampler, 0))))
     times: list[float] = []
-    while len(times) < 2 or (len(times) < 5 and sum(times) < 10):
-        spent, means = _timed(lambda: (stepper.step(raw, progress.step), stepper.means("the checked step"))[1])
+    for i in range(STEPS):  # an epoch's first one also measures gradient shares
+        step = min(progress.step + i, sampler.steps - 1)
+        spent, means = _timed(lambda step=step: (stepper.step(raw, step), stepper.means("the checked step"))[1])
         times.append(spent)
     seconds = min(times[1:])  # the first one also makes room
     terms = ", ".join(f"{name} {value:.4f}" for name, value in means.items())

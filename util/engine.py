@@ -85,8 +85,15 @@ def fit(
             if line.get("val_mIoU", -1.0) > progress.best:
                 progress.best, progress.best_epoch = line["val_mIoU"], epoch
                 progress.save("best.pth")
-            if epoch % train.save_freq == 0 or epoch == train.epochs or progress.exhausted(epoch):
+            due = epoch % train.save_freq == 0 or epoch == train.epochs or progress.exhausted(epoch)
+            if due:
                 progress.save(f"train_epoch_{epoch}.pth")
+            going_on = epoch < train.epochs and not progress.exhausted(epoch)
+            if going_on and interrupt.agreed(meeting=True):  # told in the last step of the epoch
+                if not due:
+                    progress.save("interrupted.pth")
+                recorder.close()
+                interrupt.leave(f"stopped after epoch {epoch}; the same command goes on from there")
         epoch = progress.step // sampler.per_epoch
         if epoch < train.epochs:
             recorder.say(
@@ -135,7 +142,7 @@ def _train_epoch(
     means = report(steps)  # also where a resumed epoch lacks nothing but its validation
     if not means:
         raise UserError(f"every step of epoch {epoch} was skipped (TRAIN.skip_nonfinite); lower TRAIN.base_lr")
-    moving = {f"weight_{name}": stepper.weights.at(epoch)[name] for name in stepper.weights.schedules}
+    moving = {f"weight_{name}": stepper.weights.at(epoch - 1)[name] for name in stepper.weights.schedules}
     scores = _scores("train", evaluate.add_up(stepper.matrix))
     return {"epoch": epoch, "lr": stepper.lr, **means, **moving, **stepper.shares, **scores}
 
@@ -148,8 +155,14 @@ def _check_batch(cfg: Config) -> None:
             f"TRAIN.batch_size {train.batch_size} cannot be shared by {processes} processes and "
             f"TRAIN.accumulate {train.accumulate}; make it a multiple of their product"
         )
+    unlabelled, rest = divmod(train.unlabelled_per_batch, processes * train.accumulate)
+    if rest:
+        raise UserError(
+            f"TRAIN.unlabelled_per_batch {train.unlabelled_per_batch} cannot be shared by {processes} processes and "
+            f"TRAIN.accumulate {train.accumulate}; make it a multiple of their product"
+        )
     synced = train.sync_bn and processes > 1 and run.device().type == "cuda"
-    if images == 1 and not synced:  # the pyramid's 1x1 bin then has one value a channel, and no variance
+    if images + unlabelled == 1 and not synced:  # the pyramid's 1x1 bin then has one value a channel, and no variance
         raise UserError(
             f"TRAIN.batch_size {train.batch_size} leaves one image for each forward pass; BatchNorm needs two: "
             "raise it, or lower TRAIN.accumulate or the number of processes"

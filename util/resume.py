@@ -37,7 +37,9 @@ class Progress:
         self.cfg, self.folder, self.optimizer, self.seed = cfg, folder, optimizer, seed
         self.modules: dict[str, nn.Module] = {"state_dict": model}  # what testing loads is the network alone
         if isinstance(model, Adapted):
-            self.modules = {"state_dict": model.net, "adapters": model.adapters}
+            self.modules = {"state_dict": model.net}
+            if model.adapters.state_dict():  # many losses need none
+                self.modules["adapters"] = model.adapters
         self.step, self.best, self.best_epoch = 0, -1.0, 0
         self.partial: dict[str, Any] | None = None  # of an epoch whose line is not written yet
         self.skipped = 0  # steps whose loss was not finite

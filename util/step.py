@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.distill.adapters import Adapted
-from model.pspnet import PSPNet
+from model.loss import sample
+from model.pspnet import Output, PSPNet
 from util import evaluate, run
 from util.batch import Batch, Normalize
 from util.config import Config
@@ -25,7 +26,7 @@ NEVER = 2**62  # a step that no run has
 log = logging.getLogger("step")
 
 Terms = dict[str, Tensor]
-Losses = Callable[[nn.Module, Batch], tuple[Tensor, Terms]]
+Losses = Callable[[Callable[[Tensor], Output], Batch], tuple[Tensor, Terms]]
 
 
 def optimizer(cfg: Config, model: PSPNet | Adapted) -> torch.optim.Optimizer:
@@ -127,8 +128,14 @@ class Stepper:
         return True
 
     def _backward(self, batch: Batch, step: int, weights: Mapping[str, float], probe: bool) -> None:
-        with run.autocast(self.dtype), self.probe if probe else contextlib.nullcontext():
-            logits, terms = self.losses(self.model if probe else self.forward, batch)
+        module = self.model if probe else self.forward
+
+        def student(image: Tensor) -> Output:
+            with run.autocast(self.dtype):  # of the network alone: autocast would make bfloat16 of the losses' products
+                return module(image)
+
+        with self.probe if probe else contextlib.nullcontext():
+            logits, terms = self.losses(student, batch)
         if terms.keys() != self.weights.keys():
             raise UserError(
                 f"the script computes the terms {sorted(terms)}, the weights are for {sorted(self.weights)}"
@@ -142,8 +149,7 @@ class Stepper:
         values = torch.stack([terms[name].detach() for name in self.weights] + [total.detach()])
         self.sums += values / parts
         self.first_bad = torch.where(values.isfinite(), self.first_bad, self.first_bad.clamp(max=step + 1))
-        label = batch.labels(1).label
-        self.matrix += confusion_matrix(logits.detach().argmax(1), label, self.cfg.data.classes)
+        self.matrix += confusion_matrix(logits.detach().argmax(1), sample(batch.label, 1), self.cfg.data.classes)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint in the middle of an epoch needs of it: sums over all processes."""

@@ -22,17 +22,18 @@ class Loss(NamedTuple):
     """Keyword-only arguments of `function` and `adapter` are the loss's options, which a hint may set by name."""
 
     function: Callable[..., Tensor]
-    weight: float  # where a hint says none: the published one, converted where a sum has become a mean
+    weight: float  # where a hint says none: the published one, converted where a sum has become a mean, for 60x60 maps
     adapter: adapters.Adapter = adapters.none
     scores: bool = False  # for logits and aux only
     labelled: bool = False  # needs classes: off on unlabelled images
+    feature_weight: float | None = None  # on layers that hold no scores, where that is another one
 
 
 LOSSES = {
     "kl": Loss(logits.kl, 1.0, scores=True),
     "dkd": Loss(logits.dkd, 1.0, scores=True, labelled=True),
     "dist": Loss(logits.dist, 1.0, scores=True),
-    "cwd": Loss(features.cwd, 3.0, adapters.where_differing),
+    "cwd": Loss(features.cwd, 3.0, adapters.where_differing, feature_weight=50.0),
     "mse": Loss(features.mse, 1.0, adapters.where_differing),
     "fitnet": Loss(features.mse, 10.0, adapters.always),
     "mgd": Loss(features.mse, 42.0, adapters.Generator),
@@ -80,8 +81,7 @@ class Hints:
             modules[name] = loss.adapter(own[hint.layer], theirs[target], **options[loss.adapter])
             layers[name] = hint.layer, target
             self.terms[name] = _Term(hint, loss, target, options[loss.function])
-        self.weights = {name: LOSSES[t.hint.loss].weight if t.hint.weight is None else t.hint.weight
-                        for name, t in self.terms.items()}  # fmt: skip
+        self.weights = {name: _weight(term) for name, term in self.terms.items()}
         self.student = adapters.Adapted(student, modules, layers) if layers else student
 
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
@@ -94,6 +94,12 @@ class Hints:
             labels = (batch.labels if loss.labelled else batch.valid)(ZOOM[target])
             result[name] = loss.function(s, t, labels, **options)
         return result
+
+
+def _weight(term: _Term) -> float:
+    hint, loss = term.hint, term.loss
+    default = loss.weight if hint.layer in SCORES or loss.feature_weight is None else loss.feature_weight
+    return default if hint.weight is None else hint.weight
 
 
 def _options(where: str, given: dict[str, Any], *functions: Callable) -> dict[Callable, dict[str, Any]]:

@@ -48,7 +48,7 @@ def ifv(student: Tensor, teacher: Tensor, labels: Labels) -> Tensor:
         sums = flat.new_zeros(len(features) * LABELS, flat.shape[1]).index_add(0, bins, flat)
         counts = flat.new_zeros(len(sums)).index_add(0, bins, torch.ones_like(flat[:, 0]))
         means = sums / counts.clamp(min=1).unsqueeze(1)
-        return F.cosine_similarity(flat, means[bins], dim=1).view_as(labels.label)
+        return F.cosine_similarity(flat, means.index_select(0, bins), dim=1).view_as(labels.label)
 
     return masked_mean((likeness(student) - likeness(teacher.detach())).square(), labels)
 
