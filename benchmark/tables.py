@@ -86,4 +86,7 @@ def render(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    print("\n".join(render(Path(name)) for name in sys.argv[1:]))
+    paths = [
+        path for path in map(Path, sys.argv[1:]) if path.stem.partition("-")[0] in KINDS
+    ]  # others are of results.py
+    print("\n".join(map(render, paths)))
