@@ -25,6 +25,7 @@ from tool.exportable import Exportable  # noqa: E402
 from util import config, evaluate, run  # noqa: E402
 from util.dataset import Pair, read_list, read_names, scored_list  # noqa: E402
 from util.errors import UserError  # noqa: E402
+from util.files import replacing  # noqa: E402
 from util.metric import Scores, confusion_matrix  # noqa: E402
 
 AGREEMENT = 0.9999  # of the labels, at each size
@@ -37,11 +38,10 @@ def load(cfg: config.Config) -> pspnet.PSPNet:
 
 def write(path: Path, content: bytes) -> None:
     """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        with replacing(path) as file:
+            file.write(content)
     except OSError as error:
         raise UserError(f"cannot write {path} (--out): {error.strerror}") from None
 
