@@ -1,159 +1,219 @@
 """The evidence: every method on every seed, trained and tested as the six scripts do, with intervals and ratios.
 
     python benchmark/results.py camvid --data-root FOLDER [--out exp/results/camvid]
-    python benchmark/results.py shapes [--out exp/results/shapes]
+    python benchmark/results.py shapes [--out exp/results/shapes] [--first 10]
 
-Goes on where it was stopped, and writes benchmark/results/DATASET.json after every run. The settings are those of
-config/DATASET: one teacher a seed on shapes, one for all seeds on CamVid. `same time` is the student alone for as many
-epochs as the default recipe's wall-clock time buys it.
+What is run stands in plan.py, the settings in config/DATASET. Goes on where it was stopped: a run whose entry in
+benchmark/results/DATASET.json has the same settings is done, and is not made again on another machine; its pixel
+counts, of which the intervals are drawn, lie beside in DATASET.npz. Both are written after every run.
+
+A step's time is measured first, for the student alone and the default recipe in turns, so do not use the machine
+for anything else in the first minutes; the runs themselves may have company, and their `seconds` then count it.
 """
 
 import argparse
+import hashlib
 import json
+import math
+import re
+import shutil
+import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark.evidence import summarise  # noqa: E402
-from benchmark.measure import call  # noqa: E402
-from util import config  # noqa: E402
-
-NEW_LOSS = {"DISTILL.weights.kl": 0, "DISTILL.weights.aux_mse": 0}
-METHODS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "original": {},
-    "kl": {"DISTILL.weights.aux_mse": 0},
-    "aux_mse": {"DISTILL.weights.kl": 0},
-    "fitnet": {**NEW_LOSS, "DISTILL.hints": "[{layer: layer4, loss: fitnet, weight: 10}]"},
-    "cwd": {**NEW_LOSS, "DISTILL.hints": "[{layer: logits, loss: cwd, weight: 3, temperature: 4}]"},
-}
-SEEDS = {"camvid": (0, 1, 2), "shapes": (10, 11, 12, 13, 14)}  # shapes: 0 to 2 were used for tuning its settings
-
-
-class Task(NamedTuple):
-    method: str
-    seed: int
-    train: str  # script
-    run: str  # of config/DATASET/DATASET_RUN.yaml
-    epochs: int | None = None  # else the config's
+from benchmark import evidence, measure, plan  # noqa: E402
+from benchmark.plan import Task  # noqa: E402
+from tool import runs  # noqa: E402
+from util import config, files  # noqa: E402
+from util.resume import FREE  # noqa: E402
 
 
 class Bench:
-    """The runs of one dataset under `out`."""
+    """The runs of one dataset under `out`, and their entries in `record`.json."""
 
-    def __init__(self, dataset: str, out: Path, data_root: str | None):
-        self.dataset, self.out, self.data_root = dataset, out, data_root
+    def __init__(self, dataset: str, out: Path, data_root: str | None, record: Path):
+        self.dataset, self.out, self.data_root, self.record = dataset, out, data_root, record
+        self.content: dict[str, Any] = {"pace": None, "runs": []}
+        self.pixels: dict[str, np.ndarray] = {}
+        if record.with_suffix(".json").is_file():
+            self.content = json.loads(record.with_suffix(".json").read_text())
+            with np.load(record.with_suffix(".npz")) as saved:
+                self.pixels = dict(saved)
 
-    def config_file(self, task: Task) -> str:
-        return f"config/{self.dataset}/{self.dataset}_{task.run}.yaml"
+    def config_file(self, run: str) -> str:
+        return f"config/{self.dataset}/{self.dataset}_{run}.yaml"
 
-    def folder(self, task: Task) -> Path:
-        return self.out / f"seed_{task.seed}" / task.method.replace(" ", "_")
+    @cached_property
+    def epochs(self) -> dict[str, int]:
+        """Of each run's config."""
+        names = ("pspnet50", "pspnet18", "pspnet50_18")
+        return {run: config.load(ROOT / self.config_file(run)).train.epochs for run in names}
 
-    def teacher(self, seed: int) -> Task:
-        return Task("teacher", seed if self.dataset == "shapes" else 0, "train_50.py", "pspnet50")
+    def folder(self, seed: int, method: str) -> Path:
+        return self.out / f"seed_{seed}" / method.replace(",", "").replace(" ", "_")
+
+    def checkpoint(self, task: Task) -> Path:
+        epochs = task.epochs or self.epochs[task.run]
+        return self.folder(task.seed, task.method) / "model" / f"train_epoch_{epochs}.pth"
+
+    def teacher(self, task: Task) -> Task:
+        """The task that makes what teaches `task`."""
+        made = plan.teacher(self.dataset, task.seed)
+        if task.teacher == made.method:
+            return made
+        everything = plan.tasks(self.dataset, 1, self.epochs)
+        return next(other for other in everything if (other.method, other.seed) == (task.teacher, task.seed))
 
     def overrides(self, task: Task) -> list[str]:
-        cfg = config.load(ROOT / self.config_file(task))
-        folder, epochs = self.folder(task), task.epochs or cfg.train.epochs
+        folder = self.folder(task.seed, task.method)
         keys: dict[str, Any] = {
             "TRAIN.manual_seed": task.seed,
-            "TRAIN.epochs": epochs,
+            "TRAIN.epochs": task.epochs or self.epochs[task.run],
             "TRAIN.save_path": folder / "model",
             "TRAIN.pictures": 0,
             "TRAIN.evaluate": False,  # val is looked at once, at the end
             "TRAIN.save_freq": 5,
             "TRAIN.keep": 1,
-            "TEST.model_path": folder / "model" / f"train_epoch_{epochs}.pth",
+            "TEST.model_path": self.checkpoint(task),
             "TEST.save_folder": folder / "result",
         }
         if self.dataset == "shapes":
             data = self.out / f"seed_{task.seed}" / "data"
-            keys |= {"DATA.data_root": data, "DATA.train_list": data / "list/train.txt"}
-            keys |= {"DATA.val_list": data / "list/val.txt", "TEST.test_list": data / "list/val.txt"}
+            keys |= {"DATA.data_root": data, "DATA.val_list": data / "list/val.txt"}
+            keys |= {"DATA.train_list": data / f"list/train{task.labels or ''}.txt"}
+            keys |= {"TEST.test_list": data / "list/val.txt"}
         elif self.data_root:
             keys["DATA.data_root"] = self.data_root
-        if cfg.distill:
-            teacher = self.teacher(task.seed)
-            last = config.load(ROOT / self.config_file(teacher)).train.epochs
-            keys |= {"DISTILL.teacher_path": self.folder(teacher) / "model" / f"train_epoch_{last}.pth"}
-            keys |= {"DISTILL.check_images": 0} | METHODS[task.method]
-        return [str(part) for pair in keys.items() for part in pair]
+        if task.run == "pspnet50_18":
+            keys |= {"DISTILL.teacher_path": self.checkpoint(self.teacher(task)), "DISTILL.check_images": 0}
+        return [str(part) for pair in (keys | dict(task.overrides)).items() for part in pair]
 
-    def tasks(self) -> Iterator[Task]:
-        """In the order in which they say most soonest; `same time` needs the others' seconds."""
-        distil = dict.fromkeys(METHODS, "train_50_18.py") | {"original": "benchmark/train_original.py"}
-        for seed in SEEDS[self.dataset]:
-            yield self.teacher(seed)
-            yield Task("student", seed, "train_18.py", "pspnet18")
-            yield Task("default", seed, distil["default"], "pspnet50_18")
-        first, *others = SEEDS[self.dataset]
-        for seed in (first, *(others if self.dataset == "shapes" else ())):
-            for method in METHODS:
-                if method != "default":
-                    yield Task(method, seed, distil[method], "pspnet50_18")
-        for seed in SEEDS[self.dataset]:
-            student, default = (self.result(Task(m, seed, "", "pspnet18")) for m in ("student", "default"))
-            epochs = round(student["epochs"] * default["seconds"] / student["seconds"])
-            yield Task("same time", seed, "train_18.py", "pspnet18", epochs)
+    def settings(self, task: Task) -> str:
+        """A digest of all that decides what is learned: keys of the config file and the overrides, labels, teacher."""
+        tree = config.load(ROOT / self.config_file(task.run), self.overrides(task)).model_dump(by_alias=True)
+        decisive = [
+            {key: value for key, value in tree[section].items() if key not in FREE[section] | {"teacher_path"}}
+            for section in ("DATA", "TRAIN", "DISTILL")
+            if tree[section]
+        ]
+        teacher = self.settings(self.teacher(task)) if tree["DISTILL"] else None
+        return hashlib.sha256(repr((task.script, decisive, task.labels, teacher)).encode()).hexdigest()[:12]
 
-    def result(self, task: Task) -> dict[str, Any] | None:
-        path = self.folder(task) / "run.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+    def find(self, task: Task) -> dict[str, Any] | None:
+        for entry in self.content["runs"]:
+            if (entry["method"], entry["seed"]) == (task.method, task.seed):
+                return entry if entry["config"]["digest"] == self.settings(task) else None
+        return None
 
-    def perform(self, task: Task) -> dict[str, Any]:
-        """Train and test, unless that is done -> the run's entry in the JSON."""
-        if found := self.result(task):
-            return found
-        if self.dataset == "shapes" and not (self.out / f"seed_{task.seed}" / "data/list/val.txt").exists():
-            data = self.out / f"seed_{task.seed}" / "data"
-            call("dataset/shapes/prepare.py", "--seed", str(task.seed), "--out", str(data))
-        arguments = ["--config", self.config_file(task), *self.overrides(task)]
-        clock = self.folder(task) / "seconds.json"  # of training, over all its starts
-        before = json.loads(clock.read_text()) if clock.is_file() else 0.0
-        start = time.monotonic()
-        try:
-            call(task.train, *arguments)
-        finally:
-            clock.parent.mkdir(parents=True, exist_ok=True)
-            clock.write_text(json.dumps(before + time.monotonic() - start))
-        call("test_18.py" if task.run != "pspnet50" else "test_50.py", *arguments)
-        metrics = json.loads((self.folder(task) / "result/metrics.json").read_text())
-        history = (self.folder(task) / "model/metrics.jsonl").read_text().splitlines()
+    def prepare(self, task: Task) -> None:
+        """The images that `task` needs, where they are generated, and its teacher."""
+        data = self.out / f"seed_{task.seed}" / "data"
+        if self.dataset == "shapes" and not (data / "list/val.txt").exists():
+            measure.call("dataset/shapes/prepare.py", "--seed", str(task.seed), "--out", str(data))
+        if task.labels:
+            lines = (data / "list/train.txt").read_text().splitlines(keepends=True)
+            (data / f"list/train{task.labels}.txt").write_text("".join(lines[: task.labels]))
+        if task.run == "pspnet50_18" and not self.checkpoint(self.teacher(task)).is_file():
+            self.train(self.teacher(task))  # its scores may be known from another machine
+
+    def train(self, task: Task) -> list[str]:
+        self.prepare(task)
+        arguments = ["--config", self.config_file(task.run), *self.overrides(task)]
+        measure.call(task.script, *arguments)
+        return arguments
+
+    def perform(self, task: Task) -> None:
+        """Train, test and enter in the record, unless it is there."""
+        if self.find(task):
+            return
+        folder, start = self.folder(task.seed, task.method), time.monotonic()
+        arguments = self.train(task)
+        seconds = time.monotonic() - start
+        measure.call("test_50.py" if task.run == "pspnet50" else "test_18.py", *arguments)
+        tested = runs.read(folder)
         entry = {
             "method": task.method,
             "seed": task.seed,
-            **{name: metrics[name] for name in ("mIoU", "mAcc", "allAcc")},
-            "epochs": len(history),
-            "seconds": round(json.loads(clock.read_text()), 1),
-            "config": {"file": self.config_file(task), "overrides": METHODS.get(task.method, {})},
+            **{name: tested.metrics[name] for name in ("mIoU", "mAcc", "allAcc")},
+            "epochs": task.epochs or self.epochs[task.run],
+            "seconds": round(seconds, 1),
+            "beside": {"student": task.student, "teacher": task.teacher},
+            "config": {
+                "file": self.config_file(task.run),
+                "overrides": dict(task.overrides) | ({"labels": task.labels} if task.labels else {}),
+                "digest": self.settings(task),
+            },
         }
-        (self.folder(task) / "run.json").write_text(json.dumps(entry, indent=1) + "\n")
-        return entry
+        others = [e for e in self.content["runs"] if (e["method"], e["seed"]) != (task.method, task.seed)]
+        self.content["runs"] = [*others, entry]
+        counts = runs.count([tested], runs.pairs_of(tested), border=0.01)
+        self.pixels[f"{task.method} {task.seed}"] = counts.pixels[0].sum(1).astype(np.int32)
+        self.write()
+
+    def write(self) -> None:
+        entries, seeds = self.content["runs"], plan.SEEDS[self.dataset][:2]
+        self.content["summary"] = evidence.summarise(self.dataset, entries, self.pixels)
+        if self.dataset == "shapes":
+            few = [entry for entry in entries if entry["seed"] in seeds]
+            self.content["dependence"] = evidence.summarise(self.dataset, few, self.pixels)
+        self.record.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(self.record.with_suffix(".npz")) as file:
+            np.savez_compressed(file, **self.pixels)
+        files.replace_text(self.record.with_suffix(".json"), json.dumps(self.content, indent=1) + "\n")
+
+    def same_time(self) -> int:
+        """Epochs of the student alone that take at least the default recipe's time, by this record's pace."""
+        seed, epochs = plan.SEEDS[self.dataset][0], self.epochs["pspnet18"]
+        if not self.content["pace"]:
+            alone = Task("student", seed, "train_18.py", "pspnet18", epochs=1)
+            ways = {"student": alone, "default": plan.distilled("default", seed, epochs=1)}
+            for task in ways.values():
+                self.prepare(task)  # training the teacher first
+            turns = [{name: self.step_seconds(task) for name, task in ways.items()} for _ in range(2)]
+            seconds = {name: statistics.mean(turn[name] for turn in turns) for name in ways}
+            self.content["pace"] = {"seconds a step": seconds, "machine": measure.machine()}
+        pace = self.content["pace"]["seconds a step"]
+        return math.ceil(epochs * pace["default"] / pace["student"])
+
+    def step_seconds(self, task: Task) -> float:
+        """Over one epoch in a folder of its own, by the training's own clock: without starting and saving."""
+        folder = self.out / "pace"
+        shutil.rmtree(folder, ignore_errors=True)
+        keys = ["TRAIN.save_path", str(folder)]
+        arguments = ["--config", self.config_file(task.run), *self.overrides(task), *keys]
+        done = subprocess.run([sys.executable, task.script, *arguments], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr.strip())
+        rate = float(re.findall(r"([\d.]+) images/s", done.stdout)[-1])
+        return config.load(ROOT / self.config_file(task.run), self.overrides(task)).train.batch_size / rate
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", choices=SEEDS)
+    parser.add_argument("dataset", choices=plan.SEEDS)
     parser.add_argument("--data-root", help="folder of CamVid's images")
     parser.add_argument("--out", type=Path, help="default: exp/results/DATASET")
+    parser.add_argument("--first", type=int, metavar="N", help="stop after N runs that were not there")
     arguments = parser.parse_args()
     out = (arguments.out or ROOT / "exp" / "results" / arguments.dataset).resolve()
-    bench, entries = Bench(arguments.dataset, out, arguments.data_root), []
-    for task in bench.tasks():
-        entry = bench.perform(task)
-        if entry not in entries:  # the teacher serves several seeds
-            entries.append(entry)
-            folders = {(e["method"], e["seed"]): bench.folder(Task(e["method"], e["seed"], "", "")) for e in entries}
-            path = ROOT / "benchmark" / "results" / f"{arguments.dataset}.json"
-            path.parent.mkdir(exist_ok=True)
-            content = {"runs": entries, "summary": summarise(arguments.dataset, entries, folders)}
-            path.write_text(json.dumps(content, indent=1) + "\n")
+    record = ROOT / "benchmark" / "results" / arguments.dataset
+    bench = Bench(arguments.dataset, out, arguments.data_root, record)
+    for task in plan.tasks(arguments.dataset, bench.same_time(), bench.epochs):
+        if not bench.find(task):
+            bench.perform(task)
+            if arguments.first:
+                arguments.first -= 1
+                if not arguments.first:
+                    return
 
 
 if __name__ == "__main__":

@@ -1,58 +1,134 @@
-"""benchmark/results.py and evidence.py: what is run, and what the numbers say together."""
+"""benchmark/results.py, plan.py and evidence.py: what is run, and what the numbers say together."""
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import network
 
-from benchmark import evidence, results
+from benchmark import evidence, plan, results
+from tool import runs as tool_runs
 from util import config
 
 
+def bench(dataset, folder):
+    return results.Bench(dataset, folder / "out", "somewhere", folder / dataset)
+
+
+def task(dataset, method, seed):
+    made = bench(dataset, results.Path("nowhere"))
+    tasks = plan.tasks(dataset, 8, made.epochs)
+    return next(task for task in tasks if (task.method, task.seed) == (method, seed))
+
+
+def keys_of(made, task):
+    given = made.overrides(task)
+    return dict(zip(given[::2], given[1::2], strict=True))
+
+
 def test_every_method_is_run_as_its_config_says(tmp_path):
-    bench = results.Bench("camvid", tmp_path, "somewhere")
-    task = results.Task("fitnet", 0, "train_50_18.py", "pspnet50_18")
-    given = bench.overrides(task)
-    keys = dict(zip(given[::2], given[1::2], strict=True))
+    made, fitnet = bench("camvid", tmp_path), task("camvid", "fitnet", 0)
+    keys = keys_of(made, fitnet)
     assert keys["DATA.data_root"] == "somewhere" and keys["DISTILL.weights.kl"] == "0"
     assert "fitnet" in keys["DISTILL.hints"] and "seed_0/teacher" in keys["DISTILL.teacher_path"]
 
-    cfg = config.load(results.ROOT / bench.config_file(task), given)
+    cfg = config.load(results.ROOT / made.config_file(fitnet.run), made.overrides(fitnet))
     assert cfg.distill.hints[0].layer == "layer4"
-    assert set(results.METHODS) == {"default", "original", "kl", "aux_mse", "fitnet", "cwd"}
+    assert set(plan.METHODS) == {"default", "original", "kl", "aux_mse", "fitnet", "cwd"}
+
+
+@pytest.mark.parametrize("dataset", plan.SEEDS)
+def test_no_two_runs_share_a_name_or_settings(dataset, tmp_path):
+    made = bench(dataset, tmp_path)
+    tasks = {(t.method, t.seed): t for t in plan.tasks(dataset, 8, made.epochs)}
+    assert len({made.folder(seed, method) for method, seed in tasks}) == len(tasks)
+    assert len({made.settings(t) for t in tasks.values()}) == len(tasks)
+    assert {seed for method, seed in tasks if method == "default"} == set(plan.SEEDS[dataset])
+
+
+def test_few_labels_have_their_own_teacher_and_as_many_steps(tmp_path):
+    made, few = bench("shapes", tmp_path), task("shapes", "default, 100 labels", 10)
+    keys = keys_of(made, few)
+    assert keys["DATA.train_list"].endswith("train100.txt") and "teacher_100_labels" in keys["DISTILL.teacher_path"]
+    assert int(keys["TRAIN.epochs"]) == 4 * made.epochs["pspnet50_18"]
+    teacher = keys_of(made, made.teacher(few))
+    assert teacher["DATA.train_list"] == keys["DATA.train_list"]
+    assert teacher["TEST.model_path"] == keys["DISTILL.teacher_path"]
+
+
+def test_an_entry_counts_only_for_the_same_settings(tmp_path, monkeypatch):
+    made, default = bench("shapes", tmp_path), task("shapes", "default", 10)
+    made.content["runs"] = [{"method": "default", "seed": 10, "config": {"digest": made.settings(default)}}]
+    assert made.find(default) and not made.find(task("shapes", "default", 11))
+    assert not made.find(default._replace(overrides={"DISTILL.temperature": 3}))
+    monkeypatch.setitem(made.__dict__, "epochs", made.epochs | {"pspnet50": 1})  # another teacher
+    assert not made.find(default)
+
+
+def test_the_same_time_is_never_less(tmp_path):
+    made = bench("shapes", tmp_path)
+    made.content["pace"] = {"seconds a step": {"student": 1.0, "default": 1.8}}
+    assert made.same_time() == 8  # 4 epochs * 1.8 are 7.2
 
 
 def test_summary(runs, tmp_path, monkeypatch):
     """Gains are paired by seed; the gap is the teacher's lead over the student."""
     monkeypatch.setattr(evidence, "RESAMPLES", 50)
-    names = {"teacher": "pspnet50", "student": "pspnet18", "default": "pspnet50_18"}
-    folders = {(method, 0): runs / name for method, name in names.items()}
-    entries = [
-        {
-            "method": method,
-            "seed": 0,
-            "seconds": 60.0,
-            "mIoU": json.loads((f / "result/metrics.json").read_text())["mIoU"],
-        }
-        for (method, _), f in folders.items()
-    ]
-    summary = evidence.summarise("camvid", entries, folders)
-    teacher, student, default = (entry["mIoU"] for entry in entries)
+    entries, pixels = [], {}
+    for method, name in {"teacher": "pspnet50", "student": "pspnet18", "default": "pspnet50_18"}.items():
+        tested = tool_runs.read(runs / name)
+        counts = tool_runs.count([tested], tool_runs.pairs_of(tested), border=0.01).pixels[0].sum(1)
+        pixels |= {f"{method} {seed}": counts for seed in (0, 1)}
+        for seed in (0, 1):  # the second one's scores are made up
+            entries.append({"method": method, "seed": seed, "epochs": 3, "mIoU": tested.metrics["mIoU"] + 0.01 * seed,
+                            "beside": {"student": "student", "teacher": "teacher"}})  # fmt: skip
+    entries[-1]["mIoU"] += 0.02
+    summary = evidence.summarise("camvid", entries, pixels)
+    teacher, student, default = (entry["mIoU"] for entry in entries[::2])
     row = summary["default"]
-    assert row["gain"] == pytest.approx(default - student) and row["spread"] is None
-    assert row["gap_closed"] == pytest.approx((default - student) / (teacher - student))
-    low, high = row["gain_interval"]
-    assert low <= row["gain"] <= high
-    assert "gain" not in summary["teacher"]
-    text = evidence.table(summary)
-    assert f"| distilled, default | 1 | {100 * default:.2f} |" in text
+    assert row["gain"] == pytest.approx(default - student + 0.01)
+    assert row["gain_spread"] == pytest.approx(0.02 / np.sqrt(2))
+    assert row["gap_closed"] == pytest.approx((default - student + 0.01) / (teacher - student))
+    low, high = row["gain_interval"]  # over images, of the maps: those of both seeds are the same here
+    assert low <= default - student <= high
+    assert "gain" not in summary["teacher"] and "gain" not in summary["student"]
+    text = evidence.table(summary, evidence.MAIN)
+    assert f"| distilled, default | 2 | 3 | {100 * (default + 0.015):.2f} |" in text
     readme, folder = tmp_path / "README.md", tmp_path / "results"
     folder.mkdir()
-    (folder / "camvid.json").write_text(json.dumps({"runs": entries, "summary": summary}))
-    readme.write_text("before\n<!-- results: camvid -->\nold\n<!-- end -->\nafter\n")
+    pace = {"seconds a step": {"student": 1.0, "default": 2.0}, "machine": results.measure.machine()}
+    (folder / "camvid.json").write_text(json.dumps({"pace": pace, "runs": entries, "summary": summary}))
+    readme.write_text("before\n<!-- camvid main -->\nold\n<!-- end -->\nafter\n<!-- camvid fair -->\n<!-- end -->\n")
     evidence.rewrite_readme(readme, folder)
-    assert text in readme.read_text() and "old" not in readme.read_text() and readme.read_text().endswith("after\n")
+    written = readme.read_text()
+    assert text in written and "old" not in written and "\nafter\n" in written and "2.000 s distilled" in written
+
+
+def test_one_teacher_may_serve_all_seeds():
+    score = {("teacher", 0): 0.6, ("student", 0): 0.5, ("student", 1): 0.4}
+    assert evidence._lead(score, "teacher", "student", 1) == pytest.approx(0.2)
+    assert evidence._lead(score | {("teacher", 2): 0.7}, "teacher", "student", 1) is None
+
+
+def test_a_run_is_made_once_and_remembered(tmp_path, monkeypatch):
+    """The whole way, with the scripts replaced: train, test, enter, and nothing when asked again."""
+    made, default = bench("camvid", tmp_path), task("camvid", "default", 0)
+    calls = []
+    monkeypatch.setattr(results.measure, "call", lambda *command: calls.append(command[0]))
+    monkeypatch.setattr(results.runs, "read", lambda _: type("R", (), {"metrics": dict.fromkeys(SCORES, 0.5)}))
+    monkeypatch.setattr(results.runs, "pairs_of", lambda _: [])
+    counts = np.ones((1, 4, 2, 3, 11), np.int64)
+    monkeypatch.setattr(results.runs, "count", lambda *_, border: type("C", (), {"pixels": counts}))
+    made.perform(default)
+    assert calls == ["train_50.py", "train_50_18.py", "test_18.py"]  # the teacher's checkpoint was not there
+    again = bench("camvid", tmp_path)
+    again.perform(default)
+    assert len(calls) == 3 and again.content["runs"][0]["mIoU"] == 0.5
+    assert again.pixels["default 0"].shape == (4, 3, 11)
+
+
+SCORES = ("mIoU", "mAcc", "allAcc")
 
 
 def test_the_originals_losses(tiny, script):
