@@ -4,8 +4,6 @@ total = ce * CE(s, y) + kl * T^2 KL(t || s) + aux_mse * MSE(aux_s, aux_t) + aux_
 and, for each of DISTILL.hints, weight * loss(layer of s, layer of t)
 """
 
-import torch
-
 from model import pspnet
 from model.distill.features import mse
 from model.distill.hints import Hints
@@ -16,14 +14,12 @@ from util import engine, run, teacher
 
 def main(cfg):
     net_t = pspnet.load_teacher(cfg)
-    dtype, teach = next(net_t.parameters()).dtype, run.compiled(net_t, cfg.train.compile)
     hints = Hints(cfg, pspnet.build(cfg), net_t)
+    teach = teacher.Teacher(cfg, net_t, hints.layers)
     scores = standardise if cfg.distill.standardise else lambda logits: logits
 
     def losses(student, batch):
-        with torch.no_grad(), run.autocast(dtype):
-            t = teach(batch.image.to(dtype))
-        s = student(batch.image)
+        t, s = teach(batch), student(batch.image)
         valid = batch.valid(1)
         terms = supervised(s, batch.labels(cfg.train.zoom_factor))
         terms["kl"] = kl(scores(s.logits), scores(t.logits), valid, temperature=cfg.distill.temperature)
@@ -32,7 +28,7 @@ def main(cfg):
         return s.logits, terms | hints(s, t, batch)
 
     weights = cfg.distill.weights.model_dump(exclude=None if net_t.aux else {"aux_mse"})
-    engine.fit(cfg, hints.student, losses, weights | hints.weights, first=lambda: teacher.report(cfg, net_t))
+    engine.fit(cfg, hints.student, losses, weights | hints.weights, teach)
 
 
 if __name__ == "__main__":

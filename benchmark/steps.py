@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -14,13 +15,16 @@ import torch.nn.functional as F
 
 from benchmark import measure, theirs
 from model import conv, loss
+from model.distill.adapters import Adapted
 from model.distill.features import mse
 from model.distill.logits import kl
 from model.loss import Labels, sample, supervised
 from model.pspnet import PSPNet
 from util import config, engine, run
+from util.config import Config
 from util.schedule import Weights
-from util.step import Stepper, optimizer
+from util.step import Losses, Stepper, optimizer
+from util.teacher import Teacher
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"teacher": "train_50", "student": "train_18", "distillation": "train_50_18"}
@@ -38,8 +42,25 @@ def batch(size: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     return image, torch.randint(0, size.classes, shape, generator=noise, dtype=torch.uint8)
 
 
-def script_stepper(kind: str, precision: str, size: argparse.Namespace, folder: Path, more: Overrides) -> Stepper:
-    """The loop's Stepper with the networks and losses of the project's own script; more: config keys and values."""
+class Fit(NamedTuple):
+    """What a script hands to the training loop."""
+
+    cfg: Config
+    net: PSPNet | Adapted
+    losses: Losses
+    weights: Mapping[str, float]
+    teacher: Teacher | None = None
+
+    def stepper(self) -> Stepper:
+        self.net.to(run.device(), memory_format=torch.channels_last)
+        weights = Weights(self.weights, {}, self.cfg.train.epochs)
+        return Stepper(
+            self.cfg, self.net, optimizer(self.cfg, self.net), self.losses, weights, seed=0, per_epoch=1 << 10
+        )
+
+
+def script_fit(kind: str, precision: str, size: argparse.Namespace, folder: Path, more: Overrides) -> Fit:
+    """The project's own script up to the training loop; more: config keys and values."""
     teacher = folder / "teacher.pth"
     if kind == "distillation" and not teacher.is_file():
         torch.save({"state_dict": PSPNet(50, size.classes).state_dict()}, teacher)
@@ -56,17 +77,19 @@ def script_stepper(kind: str, precision: str, size: argparse.Namespace, folder: 
     torch.manual_seed(0)
     with mock.patch.object(engine, "fit") as fit:
         importlib.import_module(SCRIPTS[kind]).main(cfg)
-    net, losses, weights = fit.call_args.args[1:4]
-    net.to(run.device(), memory_format=torch.channels_last)
-    weights = Weights(weights, {}, cfg.train.epochs)
-    return Stepper(cfg, net, optimizer(cfg, net), losses, weights, seed=0, per_epoch=1 << 10)
+    return Fit(*fit.call_args.args)
+
+
+def script_stepper(kind: str, precision: str, size: argparse.Namespace, folder: Path, more: Overrides) -> Stepper:
+    """The loop's Stepper with the networks and losses of the project's own script."""
+    return script_fit(kind, precision, size, folder, more).stepper()
 
 
 def script_step(
     kind: str, precision: str, size: argparse.Namespace, folder: Path, more: Overrides = MappingProxyType({})
 ) -> Callable[[], None]:
     stepper, raw = script_stepper(kind, precision, size, folder, more), batch(size)
-    return lambda: stepper.step(raw, 1)
+    return lambda: stepper.step((*raw, None), 1)
 
 
 def normalised(size: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:

@@ -72,8 +72,14 @@ def losses(results: dict[str, Any]) -> str:
     return table(["recipe", "seconds a step", "times kl", "peak MiB beyond kl's"], rows)
 
 
+def cache(results: dict[str, Any]) -> str:
+    rows = [[name, spread(way), f"{way['ratio']:.2f}x"] for name, way in results["ways"].items()]
+    text = table(["step", "seconds", "times the student alone"], rows)
+    return f"{text}\n\n{results['bytes_a_crop'] / 1000:.1f} KB a crop."
+
+
 KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
-    f.__name__: f for f in (step, testing, input, startup, growth, losses)
+    f.__name__: f for f in (step, testing, input, startup, growth, losses, cache)
 }
 
 

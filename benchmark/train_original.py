@@ -10,7 +10,6 @@ data, augmentation and schedule are this project's, so that only the losses diff
 import sys
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,16 +22,13 @@ TEMPERATURE, ALPHA, CITYSCAPES_CLASSES = 1.9, 0.25, 19
 
 
 def main(cfg):
-    net_t = pspnet.load_teacher(cfg)
-    dtype = next(net_t.parameters()).dtype
+    teach = teacher.Teacher(cfg, pspnet.load_teacher(cfg))
 
     def losses(student, batch):
         def full(logits):
             return F.interpolate(wide(logits), batch.image.shape[2:], mode="bilinear", align_corners=True)
 
-        with torch.no_grad(), run.autocast(dtype):
-            t = full(net_t(batch.image.to(dtype)).logits)
-        output = student(batch.image)
+        t, output = full(teach(batch).logits), student(batch.image)
         s = full(output.logits)
         log_q, log_p = F.log_softmax(s / TEMPERATURE, 1), F.log_softmax(t / TEMPERATURE, 1)
         divergence = (log_p.exp() * (log_p - log_q)).mean()
@@ -43,7 +39,7 @@ def main(cfg):
         }
 
     weights = {"ce": ALPHA, "kl": 1 - ALPHA, "aux_smooth_l1": 1.0}
-    engine.fit(cfg, pspnet.build(cfg), losses, weights, first=lambda: teacher.report(cfg, net_t))
+    engine.fit(cfg, pspnet.build(cfg), losses, weights, teach)
 
 
 if __name__ == "__main__":

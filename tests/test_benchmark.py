@@ -13,6 +13,7 @@ TINY = {
     "input": "--images 4 --height 40 --width 60 --crop 33 --batch 2 --repeats 1 --steps 4 --workers 0",
     "startup": "--images 8 --crop 33 --workers 0 --repeats 1",
     "losses": "--crop 33 --classes 3 --repeats 1 --recipes mgd",
+    "cache": "--crop 33 --steps 2 --repeats 1 --workers 0",
     "growth": "--crop 33 --crops 33 --batches 2 --class-counts 3 --process-counts 1 --repeats 1 --kinds student",
 }
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from model.loss import Labels, markers, sample
 from util import run
+from util.cache import Kept
 from util.config import Data
 
 
@@ -15,7 +16,7 @@ class Batch:
     """What a loss sees: `image` (N, 3, H, W), normalised, and the labels (N, H, W) on any grid.
 
     A batch may be one of several shares (processes, and forward passes with TRAIN.accumulate) of a whole one;
-    see Labels.count.
+    see Labels.count. kept: what DISTILL.cache knows of its images.
     """
 
     def __init__(
@@ -26,8 +27,9 @@ class Batch:
         mask: str = "labelled",
         whole: Tensor | None = None,
         shares: int = 1,
+        kept: Kept | None = None,
     ):
-        self.image, self.label, self.ignore_label, self.mask = image, label, ignore_label, mask
+        self.image, self.label, self.ignore_label, self.mask, self.kept = image, label, ignore_label, mask, kept
         self._whole, self._shares = label if whole is None else whole, shares
         padding, unlabelled = markers(ignore_label)
         self._excluded = {
@@ -63,8 +65,9 @@ class Batch:
 
     def split(self, parts: int) -> Iterator["Batch"]:
         """`parts` batches of equal size, which share this batch's count of valid positions."""
-        for image, label in zip(self.image.chunk(parts), self.label.chunk(parts), strict=True):
-            yield Batch(image, label, self.ignore_label, self.mask, self.label, parts)
+        kept = [None] * parts if self.kept is None else self.kept.split(parts)
+        for image, label, known in zip(self.image.chunk(parts), self.label.chunk(parts), kept, strict=True):
+            yield Batch(image, label, self.ignore_label, self.mask, self.label, parts, known)
 
 
 class Normalize:

@@ -24,6 +24,7 @@ from util.loader import StepSampler, TrainData, loader, train_loader
 from util.resume import resume
 from util.schedule import Weights
 from util.step import Losses, Stepper, optimizer
+from util.teacher import Teacher
 
 SHOWN = 20  # faults of a list that are printed
 STEPS = 4  # that are timed: the same for all processes, which wait for each other in them
@@ -90,7 +91,7 @@ def training(
     model: pspnet.PSPNet | Adapted,
     losses: Losses,
     weights: Weights,
-    first: Callable[[], None] | None = None,
+    teacher: Teacher | None = None,
 ) -> None:
     """What engine.fit would do with the same arguments. Raises UserError for whatever would stop it.
 
@@ -108,8 +109,8 @@ def training(
     if data.unlabelled:
         _pictures(data.pairs[data.labelled :], cfg, cfg.data.unlabelled_list)
     _pictures(val, cfg, cfg.data.val_list)
-    if first:
-        first()
+    if teacher:
+        teacher.report(cfg)
     left = sampler.steps - progress.step
     if not left:
         _say(f"{folder} holds a finished run: it would do nothing")
@@ -138,6 +139,8 @@ def training(
         _say(f"{len(val)} images would be validated after each epoch, in about {_duration(scoring)}")
         total += epochs * scoring
     _say(f"{left} steps in {epochs} epochs would take about {_duration(total)}")
+    if teacher and teacher.cache:
+        _say(f"{teacher.cache.plan(sampler.crops)} in {teacher.cache.folder}")
     _say(f"it would {'go on after step ' + str(progress.step) if progress.step else 'start anew'} in {folder}")
     size = sum(t.nbytes for t in (*_tensors(model.state_dict().values()), *_tensors(_momenta(descent))))
     _room(folder, size * (train.keep + 1 + 2 * train.evaluate), f"checkpoints of {_bytes(size)}", "TRAIN.save_path")

@@ -1,7 +1,8 @@
 """fit(): the one training loop. What is learned comes from the script's `losses`; everything else is here."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from util.resume import Progress, resume
 from util.schedule import Weights
 from util.step import Losses, Stepper, optimizer
 from util.stop import MEETING, Interrupt, lock, named_worker_death
+from util.teacher import Teacher
 
 
 def fit(
@@ -29,31 +31,33 @@ def fit(
     model: PSPNet | Adapted,
     losses: Losses,
     weights: Mapping[str, float],
-    first: Callable[[], None] | None = None,
+    teacher: Teacher | None = None,
 ) -> None:
     """Train `model` for TRAIN.epochs, writing checkpoints, metrics.jsonl and TensorBoard files to TRAIN.save_path.
 
     losses(model, batch) -> (logits at stride 8, {name: scalar term}); the total is the sum of weights[name] * term,
     each weight following its schedule in DISTILL.schedules. Each term is logged by its name, as it is, without its
-    weight. first: called once, before a run's first step. Goes on from the newest checkpoint if there is one
-    (TRAIN.resume). On SIGTERM, SIGINT or SIGUSR1 it finishes the step, saves, and exits with status 75. Ends early
-    after TRAIN.patience epochs without a better val mIoU. Raises UserError when terms and weights do not match, and
-    when a term is no longer finite.
+    weight. teacher: what the losses ask; it is scored before a run's first step. Goes on from the newest checkpoint if
+    there is one (TRAIN.resume). On SIGTERM, SIGINT or SIGUSR1 it finishes the step, saves, and exits with status 75.
+    Ends early after TRAIN.patience epochs without a better val mIoU. Raises UserError when terms and weights do not
+    match, and when a term is no longer finite.
     """
     train, device = cfg.train, run.device()
     weights = Weights(weights, cfg.distill.schedules if cfg.distill else {}, train.epochs)
     _check_batch(cfg)
     if cfg.check:
-        check.training(cfg, model, losses, weights, first)
+        check.training(cfg, model, losses, weights, teacher)
         return
     folder = Path(train.save_path)
-    net = model.net if isinstance(model, Adapted) else model
-    with lock(folder), named_worker_death(), Interrupt() as interrupt:
+    net, cache = model.net if isinstance(model, Adapted) else model, teacher.cache if teacher else None
+    with lock(folder), named_worker_death(), Interrupt() as interrupt, contextlib.ExitStack() as inside:
         model.to(device, memory_format=torch.channels_last)
         descent = optimizer(cfg, model)
         progress = resume(cfg, folder, model, descent)
-        data = TrainData(cfg, progress.seed)
+        data = TrainData(cfg, progress.seed, cache)
         sampler = StepSampler(data, train, progress.step)
+        if cache:
+            inside.enter_context(cache.opened(sampler.crops))
         val = scored_list(cfg.data.val_list, "DATA.val_list", cfg.data)
         done = (progress.step - bool(progress.partial)) // sampler.per_epoch
         recorder = Recorder(cfg, folder, done, val, progress.step + (not progress.partial))
@@ -63,8 +67,8 @@ def fit(
             f"training on {device.type} in {run.precision(train.precision)}, {data.labelled} images{more}, seed "
             f"{progress.seed}, {done} of {train.epochs} epochs done, writing to {folder}"
         )
-        if first and not progress.step:
-            first()
+        if teacher and not progress.step:
+            teacher.report(cfg)
         batches = iter(train_loader(data, sampler, train.workers))
         for epoch in range(done + 1, train.epochs + 1):
             if progress.exhausted(epoch - 1):  # resumed after it had ended

@@ -138,6 +138,8 @@ class Distill(Section):
     teacher_path: str
     precision: Precision | None = None
     check_images: Annotated[int, Field(ge=0)] = 4
+    cache: str | None = None
+    cache_gb: AboveZero = 100.0
     mask: Literal["labelled", "unpadded"] = "labelled"
     temperature: AboveZero = 2.0
     standardise: bool = False
@@ -185,6 +187,8 @@ class Config(Section):
             )
         if bool(self.data.unlabelled_list) != bool(self.train.unlabelled_per_batch):
             raise ValueError("DATA.unlabelled_list and TRAIN.unlabelled_per_batch go together: set both or neither")
+        if self.distill and self.distill.cache and self.train.manual_seed is None:
+            raise ValueError("DISTILL.cache needs a TRAIN.manual_seed: without one every run draws other crops")
         if self.data.unlabelled_list and not self.distill:
             raise ValueError("DATA.unlabelled_list needs a teacher (DISTILL): without one its images teach nothing")
         return self

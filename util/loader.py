@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from model.loss import markers
 from util import run
+from util.cache import Kept, TeacherCache
 from util.config import Config
 from util.dataset import read_list, read_pair
 from util.decode import read_image
@@ -27,12 +28,13 @@ from util.transform import Augment
 class TrainData(Dataset):
     """Augmented crops. A key is (epoch, index), and a crop is a function of (seed, epoch, index) alone.
 
-    Indices from `labelled` on are the images of DATA.unlabelled_list, `unlabelled` in number.
+    Indices from `labelled` on are the images of DATA.unlabelled_list, `unlabelled` in number. An item is image, label
+    and, with a `cache`, what that knows of the crop; or the fault in the files.
     """
 
-    def __init__(self, cfg: Config, seed: int):
+    def __init__(self, cfg: Config, seed: int, cache: TeacherCache | None = None):
         data = cfg.data
-        self.cfg, self.seed, self.augment = cfg, seed, Augment(cfg)
+        self.cfg, self.seed, self.augment, self.cache = cfg, seed, Augment(cfg), cache
         where = {"root": data.data_root, "allow_outside": data.allow_outside}
         self.pairs = read_list(data.train_list, "DATA.train_list", **where)
         self.labelled = len(self.pairs)
@@ -43,7 +45,7 @@ class TrainData(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | UserError:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Kept | None] | UserError:
         epoch, index = key
         pair = self.pairs[index]
         try:
@@ -54,7 +56,8 @@ class TrainData(Dataset):
                 image, label = read_pair(pair, self.cfg)
         except UserError as error:  # raised in a worker it would come back wrapped in the worker's traceback
             return error
-        return self.augment(image, label, np.random.default_rng((self.seed, epoch, index)))
+        image, label = self.augment(image, label, np.random.default_rng((self.seed, epoch, index)))
+        return image, label, self.cache and self.cache.read(key, image)
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -70,6 +73,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         self.data, self.train, self.start = data, train, start
         self.per_epoch = data.labelled // train.batch_size
         self.steps = train.epochs * self.per_epoch
+        self.crops = self.steps * (train.batch_size + train.unlabelled_per_batch)  # of the whole run, all processes
         if not self.per_epoch:
             raise UserError(
                 f"{data.cfg.data.train_list} has {data.labelled} images, fewer than TRAIN.batch_size {train.batch_size}"
@@ -101,12 +105,13 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
             yield [key for part in zip(*shares, strict=True) for kind in part for key in kind]
 
 
-def collate(samples: list) -> tuple[Tensor, Tensor] | UserError:
+def collate(samples: list) -> tuple[Tensor, Tensor, Kept | None] | UserError:
     for item in samples:
         if isinstance(item, UserError):
             return item
-    images, labels = zip(*samples, strict=True)
-    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
+    images, labels, kept = zip(*samples, strict=True)
+    images, labels = (torch.from_numpy(np.stack(arrays)) for arrays in (images, labels))
+    return images, labels, Kept.joined(kept) if kept[0] else None
 
 
 def _start_worker(_worker: int) -> None:

@@ -23,7 +23,7 @@ FREE = {
     "DATA": {"data_root", "train_list", "unlabelled_list", "val_list", "names_path", "colors_path", "allow_outside"},
     "TRAIN": {"workers", "batch_size_val", "print_freq", "save_freq", "keep", "save_path", "weight", "pretrained"}
     | {"resume", "evaluate", "patience", "gradient_shares", "pictures", "skip_nonfinite"},
-    "DISTILL": {"check_images"},
+    "DISTILL": {"check_images", "cache", "cache_gb"},
     "TEST": None,  # all of it
 }
 
@@ -174,6 +174,8 @@ def _settings(cfg: Config) -> dict[str, Any]:
     if cfg.distill:
         precision = run.precision(cfg.distill.precision or cfg.train.precision)
         flat["DISTILL.precision"] = str(precision).removeprefix("torch.")
+        if cfg.distill.cache and precision == torch.float32:  # bfloat16 is kept as it is
+            flat["float16 by DISTILL.cache"] = True
         if checkpoint.exists(flat.pop("DISTILL.teacher_path")):
             with Path(cfg.distill.teacher_path).open("rb") as file:
                 flat["content of DISTILL.teacher_path"] = hashlib.file_digest(file, "sha256").hexdigest()[:12]

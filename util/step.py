@@ -15,6 +15,7 @@ from model.loss import sample
 from model.pspnet import Output, PSPNet
 from util import evaluate, run
 from util.batch import Batch, Normalize
+from util.cache import Kept
 from util.config import Config
 from util.errors import UserError
 from util.gradients import GradientShares
@@ -68,12 +69,14 @@ class Stepper:
         self.matrix = torch.zeros(classes, classes, dtype=torch.int64, device=run.device())
         self.shares: dict[str, float] = {}
 
-    def step(self, raw: tuple[Tensor, Tensor] | UserError, step: int) -> None:
+    def step(self, raw: tuple[Tensor, Tensor, Kept | None] | UserError, step: int) -> None:
+        """raw: as util/loader.py's collate gives it, (N, H, W, 3) and (N, H, W)."""
         if isinstance(raw, UserError):
             raise raw
         train = self.cfg.train
-        label = raw[1].to(run.device(), non_blocking=True).long()
-        batch = Batch(self.normalize(raw[0]), label, train.ignore_label, self.mask)
+        image, label, kept = raw
+        label = label.to(run.device(), non_blocking=True).long()
+        batch = Batch(self.normalize(image), label, train.ignore_label, self.mask, kept=kept)
         run.seed_everything(self.seed, run.rank(), step)
         self.lr = train.base_lr * (1 - step / (self.per_epoch * train.epochs)) ** train.power
         for group in self.optimizer.param_groups:

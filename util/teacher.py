@@ -1,13 +1,15 @@
-"""A look at the teacher before the first step: distillation from a wrong one fails in silence."""
+"""The teacher as the losses ask it, and a look at it before the first step: a wrong one teaches in silence."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from model.pspnet import Output, PSPNet
 from util import evaluate, run
+from util.batch import Batch
+from util.cache import TeacherCache, Writer
 from util.config import Config
 from util.dataset import scored_list
 from util.metric import Scores
@@ -15,6 +17,37 @@ from util.metric import Scores
 MARGIN = 0.05  # mIoU by which another reading of the pixels must win to be spoken of
 
 log = logging.getLogger("teacher")
+
+
+class Teacher:
+    """What the frozen `net` says to a batch: computed without gradients, or read from DISTILL.cache.
+
+    layers: that the losses read beside logits and aux; with a cache no others are in the output.
+    """
+
+    def __init__(self, cfg: Config, net: PSPNet, layers: Iterable[str] = ()):
+        self.net, self.forward = net, run.compiled(net, cfg.train.compile)
+        self.dtype, self.cache = next(net.parameters()).dtype, None
+        if cfg.distill.cache:
+            scores = ["logits"] if net.aux is None else ["logits", "aux"]
+            self.cache = TeacherCache(cfg, net, sorted({*scores, *layers}))
+            self.write = Writer(self.cache)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Output:
+        """Logits and aux (N, classes, ...) and features, in the net's dtype; aux is None when it has no such head."""
+        if batch.kept and batch.kept.layers is not None:
+            return self.cache.decode(batch.kept.layers)
+        with run.autocast(self.dtype):
+            output = self.forward(batch.image.to(self.dtype))
+        if batch.kept is None:
+            return output
+        layers = self.cache.encode(output)
+        self.write(batch.kept, layers)
+        return self.cache.decode(layers)  # what later runs will read
+
+    def report(self, cfg: Config) -> None:
+        report(cfg, self.net)
 
 
 def report(cfg: Config, teacher: PSPNet) -> None:

@@ -82,6 +82,7 @@ class Hints:
             layers[name] = hint.layer, target
             self.terms[name] = _Term(hint, loss, target, options[loss.function])
         self.weights = {name: _weight(term) for name, term in self.terms.items()}
+        self.layers = {term.theirs for term in self.terms.values()}  # of the teacher, that the terms read
         self.student = adapters.Adapted(student, modules, layers) if layers else student
 
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
