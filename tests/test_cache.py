@@ -13,8 +13,7 @@ from conftest import network, python
 from test_resume import same
 
 from model.pspnet import PSPNet
-from util import cache as caching
-from util import checkpoint
+from util import checkpoint, quota
 from util.cache import TeacherCache
 from util.loader import TrainData
 
@@ -177,7 +176,7 @@ def test_the_runs_used_longest_ago_make_room(tiny, cached, fails, command):
     cached("a")
     (old,) = (tiny.out / "cache").iterdir()
     cached("b", "TRAIN.manual_seed", "1")
-    size = sum(caching._size(path) for path in (tiny.out / "cache").iterdir())
+    size = sum(quota.size(path) for path in (tiny.out / "cache").iterdir())
     for path, time in ((old, 2e9), *((p, 1e9) for p in (tiny.out / "cache").iterdir() if p != old)):
         os.utime(path / "run.json", (time, time))
     limit = ["DISTILL.cache_gb", f"{size / 1e9:.9f}"]
@@ -192,10 +191,10 @@ def test_a_run_in_use_is_not_removed(tiny, teacher, tmp_path):
     cfg = tiny.load(*teacher, "DISTILL.cache", str(tmp_path / "cache"))
     kept = TeacherCache(cfg, network(), ["logits"])
     with kept.opened(1):
-        code = f"from util.cache import _remove; from pathlib import Path; print(_remove(Path({str(kept.folder)!r})))"
+        code = f"from util.quota import remove; from pathlib import Path; print(remove(Path({str(kept.folder)!r})))"
         assert python("-c", code).stdout.strip() == "False" and (kept.folder / "run.json").is_file()
-    assert caching._remove(kept.folder) and not kept.folder.exists()
-    assert not caching._remove(tmp_path)  # not a cache
+    assert quota.remove(kept.folder) and not kept.folder.exists()
+    assert not quota.remove(tmp_path)  # not a cache
 
 
 def test_a_full_disk_ends_the_writing_not_the_run(tiny, cached, monkeypatch):
@@ -215,6 +214,8 @@ def test_errors(tiny, command, fails):
     for options, words in (
         (["TRAIN.manual_seed", ""], "DISTILL.cache needs a TRAIN.manual_seed"),
         (["DISTILL.cache", str(tiny.out / "file")], "cannot make or write"),
+        (["DATA.train_list", "nowhere.txt"], "nowhere.txt (DATA.train_list) does not exist"),
+        (["DISTILL.cache_gb", "0"], "DISTILL.cache_gb"),
     ):
         given = command(tiny.out / "run", "DISTILL.cache", str(tiny.out / "cache"), *options)
         assert words in fails("train_50_18.py", *given)

@@ -7,7 +7,6 @@ checksums must hold, so other images, a write that a kill cut short, and a flipp
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -26,12 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.pspnet import ZOOM, Output, PSPNet
-from util import files, run
-from util.config import Config
+from util import quota, run
+from util.config import Config, Data
+from util.dataset import read_text
 from util.errors import UserError
 
 HEAD = struct.Struct("<II")  # checksums of the crop and of the map
-DESCRIPTION = "run.json"
 GB = 1e9
 PENDING = 4  # batches that may wait for the disk
 
@@ -93,7 +92,7 @@ class TeacherCache:
                 for key, value in t.model_dump().items()
                 if key in ("train_h", "train_w") or key.split("_")[0] in ("scale", "rotate", "blur", "flip")
             },
-            "lists": {key: _digest(getattr(data, key)) for key in ("train_list", "unlabelled_list")},
+            "lists": {key: _digest(data, key) for key in ("train_list", "unlabelled_list")},
         }
         identity = {**self.description, "teacher": [weights, d.teacher_layers]}  # wherever the file lies
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -160,7 +159,7 @@ class TeacherCache:
 
     def plan(self, crops: int) -> str:
         """What a run of `crops` crops would need. Raises UserError when DISTILL.cache_gb or the disk has no room."""
-        needed, there = self.bytes_needed(crops), _size(self.folder)
+        needed, there = self.bytes_needed(crops), quota.size(self.folder)
         total = sum(needed.values())
         parts = ", ".join(f"{name} {size / GB:.2f} GB" for name, size in needed.items())
         if total > self.limit:
@@ -170,7 +169,7 @@ class TeacherCache:
             )
         existing = next(path for path in (self.base, *self.base.absolute().parents) if path.exists())
         # What other runs left may be removed to make room for this one's.
-        free = shutil.disk_usage(existing).free + sum(_size(path) for path in self._others())
+        free = shutil.disk_usage(existing).free + sum(map(quota.size, quota.others(self.folder)))
         if total - there > free:
             raise UserError(
                 f"{existing} has {free / GB:.1f} GB left for DISTILL.cache; the teacher's outputs on {crops} crops "
@@ -182,39 +181,25 @@ class TeacherCache:
 
     @contextlib.contextmanager
     def opened(self, crops: int) -> Iterator[None]:
-        """Room for `crops` crops, made by removing the runs that were used longest ago; others may not remove this."""
+        """While entered, no other run removes this one's part; room for `crops` crops is made first."""
         if not run.is_main():
             yield
             return
         text = self.plan(crops)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # a new file's time is the time of use
-            files.replace_text(self.folder / DESCRIPTION, json.dumps(self.description, indent=1) + "\n")
-            file = (self.folder / ".lock").open("a+")
+            held = quota.hold(self.folder, self.description)
         except OSError as error:
             raise UserError(f"cannot make or write {self.folder} (DISTILL.cache): {error.strerror}") from None
-        with file:
-            fcntl.lockf(file, fcntl.LOCK_SH)
-            self._make_room(max(sum(self.bytes_needed(crops).values()), _size(self.folder)))
+        with held:
+            own = max(sum(self.bytes_needed(crops).values()), quota.size(self.folder))
+            left = quota.make_room(self.folder, self.limit - own)
+            if left < 0:
+                raise UserError(
+                    f"{self.base} (DISTILL.cache) is in use by other runs, and with this one's {own / GB:.1f} GB it "
+                    f"would hold {-left / GB:.1f} GB too much; raise DISTILL.cache_gb, or wait for them"
+                )
             log.info("%s in %s", text, self.folder)
             yield
-
-    def _make_room(self, own: int) -> None:
-        sizes = {path: _size(path) for path in self._others()}
-        for path in sorted(sizes, key=lambda path: (path / DESCRIPTION).stat().st_mtime):
-            if own + sum(sizes.values()) <= self.limit:
-                return
-            if _remove(path):
-                log.info("removed %s, %.2f GB, to keep within DISTILL.cache_gb", path, sizes.pop(path) / GB)
-        if own + sum(sizes.values()) > self.limit:
-            raise UserError(
-                f"{self.base} (DISTILL.cache) is in use by other runs, and with this one's {own / GB:.1f} GB it would "
-                f"hold {(own + sum(sizes.values())) / GB:.1f} GB; raise DISTILL.cache_gb, or wait for them"
-            )
-
-    def _others(self) -> list[Path]:
-        return [path.parent for path in self.base.glob(f"*/{DESCRIPTION}") if path.parent != self.folder]
 
     def _record(self, name: str) -> int:
         return HEAD.size + 2 * int(np.prod(self.shapes[name]))
@@ -232,7 +217,11 @@ class Writer:
 
     def __call__(self, kept: Kept, layers: dict[str, Tensor]) -> None:
         self.pending.append(self.thread.submit(self.cache.write, kept, layers))
-        while len(self.pending) > PENDING:
+        self.wait(PENDING)
+
+    def wait(self, most: int = 0) -> None:
+        """Until at most so many batches are not written."""
+        while len(self.pending) > most:
             self.pending.pop(0).result()
 
 
@@ -240,27 +229,8 @@ def _checksum_of_map(record: bytearray) -> int:
     return zlib.crc32(memoryview(record)[HEAD.size :])
 
 
-def _digest(path: str | None) -> str | None:
+def _digest(data: Data, key: str) -> str | None:
     """Of a list's content: the order of its lines decides which index an image has."""
-    return path and hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-
-
-def _size(folder: Path) -> int:
-    """Bytes that a run's files take on the disk; they have holes where nothing was written."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
-
-
-def _remove(folder: Path) -> bool:
-    """Remove a run's files, unless a run uses them. The description goes last: a folder without it is not ours."""
-    try:
-        with (folder / ".lock").open("a+") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for layer in folder.iterdir():
-                if layer.is_dir():
-                    shutil.rmtree(layer)
-            (folder / DESCRIPTION).unlink()
-            (folder / ".lock").unlink()
-            folder.rmdir()
-    except OSError:
-        return False
-    return True
+    if path := getattr(data, key):
+        return hashlib.sha256("\n".join(read_text(path, f"DATA.{key}")).encode()).hexdigest()[:16]
+    return None

@@ -49,15 +49,15 @@ def fit(
         check.training(cfg, model, losses, weights, teacher)
         return
     folder = Path(train.save_path)
-    net, cache = model.net if isinstance(model, Adapted) else model, teacher.cache if teacher else None
+    net = model.net if isinstance(model, Adapted) else model
     with lock(folder), named_worker_death(), Interrupt() as interrupt, contextlib.ExitStack() as inside:
         model.to(device, memory_format=torch.channels_last)
         descent = optimizer(cfg, model)
         progress = resume(cfg, folder, model, descent)
-        data = TrainData(cfg, progress.seed, cache)
+        data = TrainData(cfg, progress.seed, teacher and teacher.cache)
         sampler = StepSampler(data, train, progress.step)
-        if cache:
-            inside.enter_context(cache.opened(sampler.crops))
+        if teacher:
+            inside.enter_context(teacher.ready(sampler.crops))
         val = scored_list(cfg.data.val_list, "DATA.val_list", cfg.data)
         done = (progress.step - bool(progress.partial)) // sampler.per_epoch
         recorder = Recorder(cfg, folder, done, val, progress.step + (not progress.partial))

@@ -1,7 +1,8 @@
 """The teacher as the losses ask it, and a look at it before the first step: a wrong one teaches in silence."""
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,18 @@ class Teacher:
         layers = self.cache.encode(output)
         self.write(batch.kept, layers)
         return self.cache.decode(layers)  # what later runs will read
+
+    @contextlib.contextmanager
+    def ready(self, crops: int) -> Iterator[None]:
+        """While entered, a run of `crops` crops may ask: what is kept has its place on the disk, and is written."""
+        if self.cache is None:
+            yield
+            return
+        with self.cache.opened(crops):
+            try:
+                yield
+            finally:
+                self.write.wait()
 
     def report(self, cfg: Config) -> None:
         report(cfg, self.net)

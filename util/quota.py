@@ -1,0 +1,86 @@
+"""A folder of limited size, of which each run has a part: who used it last, who uses it now, who makes room.
+
+A part is a folder with DESCRIPTION in it, written anew by each run that uses it: its time is that of the last use.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from util import files
+
+DESCRIPTION = "run.json"
+LOCK = ".lock"
+
+log = logging.getLogger("cache")
+
+
+def hold(part: Path, description: Mapping[str, Any]) -> TextIO:
+    """Make `part` and keep others from removing it until the file that is returned is closed. Raises OSError."""
+    part.mkdir(parents=True, exist_ok=True)
+    file = (part / LOCK).open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_SH)  # let go by the kernel when the process dies; not inherited by its workers
+        files.sweep(part)
+        files.replace_text(part / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def size(folder: Path) -> int:
+    """Bytes that the files below `folder` take on the disk: less than their lengths where they have holes."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # another run may be removing it
+            total += path.stat().st_blocks * 512
+    return total
+
+
+def others(part: Path) -> list[Path]:
+    """The parts beside `part`."""
+    return [path.parent for path in part.parent.glob(f"*/{DESCRIPTION}") if path.parent != part]
+
+
+def make_room(own: Path, limit: float) -> float:
+    """Remove the parts beside `own` that were used longest ago, until they take at most `limit` bytes.
+
+    Returns what is left of the limit: below zero when those that remain are in use.
+    """
+    sizes = {path: size(path) for path in others(own)}
+    for path in sorted(sizes, key=_used):
+        if sum(sizes.values()) <= limit:
+            break
+        if remove(path):
+            log.info("removed %s, %.2f GB, to keep %s within its limit", path, sizes.pop(path) / 1e9, own.parent)
+    return limit - sum(sizes.values())
+
+
+def _used(part: Path) -> float:
+    with contextlib.suppress(OSError):
+        return (part / DESCRIPTION).stat().st_mtime
+    return 0.0
+
+
+def remove(part: Path) -> bool:
+    """Remove `part`, unless a run holds it. The description goes last: a folder without one is nobody's part."""
+    if not (part / DESCRIPTION).is_file():
+        return False
+    try:
+        with (part / LOCK).open("a+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for inner in part.iterdir():
+                if inner.is_dir():
+                    shutil.rmtree(inner)
+            (part / DESCRIPTION).unlink()
+            (part / LOCK).unlink()
+            part.rmdir()
+    except OSError:
+        return False
+    return True
