@@ -7,8 +7,9 @@ What is run stands in plan.py, the settings in config/DATASET. Goes on where it 
 benchmark/results/DATASET.json has the same settings is done, and is not made again on another machine; its pixel
 counts, of which the intervals are drawn, lie beside in DATASET.npz. Both are written after every run.
 
-A step's time is measured first, for the student alone and the default recipe in turns, so do not use the machine
-for anything else in the first minutes; the runs themselves may have company, and their `seconds` then count it.
+The teacher's outputs are kept (DISTILL.cache), so the first distillation of a seed takes longer than the others. A
+step's time, without that, is measured first, for the student alone and the default recipe in turns: leave the machine
+alone in the first minutes. The runs themselves may have company, and their `seconds` then count it.
 """
 
 import argparse
@@ -95,6 +96,7 @@ class Bench:
             keys["DATA.data_root"] = self.data_root
         if task.run == "pspnet50_18":
             keys |= {"DISTILL.teacher_path": self.checkpoint(self.teacher(task)), "DISTILL.check_images": 0}
+            keys |= {"DISTILL.cache": self.out / "cache"}  # one seed's methods see the same crops
         return [str(part) for pair in (keys | dict(task.overrides)).items() for part in pair]
 
     def settings(self, task: Task) -> str:
@@ -188,7 +190,7 @@ class Bench:
         """Over one epoch in a folder of its own, by the training's own clock: without starting and saving."""
         folder = self.out / "pace"
         shutil.rmtree(folder, ignore_errors=True)
-        keys = ["TRAIN.save_path", str(folder)]
+        keys = ["TRAIN.save_path", str(folder), *(["DISTILL.cache", ""] if task.run == "pspnet50_18" else [])]
         arguments = ["--config", self.config_file(task.run), *self.overrides(task), *keys]
         done = subprocess.run([sys.executable, task.script, *arguments], cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
