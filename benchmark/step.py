@@ -1,11 +1,11 @@
 """Seconds and memory of a training step: teacher, student and distillation, beside plainer ways, in one process.
 
     python benchmark/step.py [--crop 473] [--batch 2] [--classes 21] [--repeats 5] [--json FILE]
-                             [--original FOLDER] [--ideas] [--kinds teacher,student,distillation]
+                             [--original FOLDER] [--ideas | --ways fp32,compile] [--kinds teacher,student,distillation]
 
 Ways take turns (A B A B ...); medians and ratios are printed. The ceiling is a 3x3 convolution of 256 channels in
 the same precision, timed between the turns; a step's share of it counts the operations of its convolutions only.
-Peak memory is that of a fresh process for each way.
+Peak memory is that of a fresh process for each way; on a GPU, of the tensors of each way alone.
 
 - ours: what the script runs, with the config's precision (auto)
 - fp32: the same with TRAIN.precision fp32
@@ -13,9 +13,12 @@ Peak memory is that of a fresh process for each way.
 - original: --original FOLDER, a checkout of PSPNet-knowledge-distillation; distillation only, 21 classes
 - --ideas, instead of those: ours without one of its parts: `nn.Conv2d` (no weight gradient in chunks), `malloc`
   (glibc's default: freed memory goes back), `full-size CE` (no blocks of rows), `unfolded` (the teacher keeps its
-  BatchNorm and its own blocks); and the student's step with TRAIN.compile, after a minute or two of compiling
+  BatchNorm and its own blocks); on a GPU ours with `tuned` convolutions (cuDNN tries its algorithms); and the step
+  with TRAIN.compile (on a CPU the student's only), after a minute or two of compiling
+- --ways, instead of those: any of them by name
 """
 
+import gc
 import json
 import statistics
 import sys
@@ -30,13 +33,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmark import measure, steps  # noqa: E402
 from util import run  # noqa: E402
 
-IDEAS = ("nn.Conv2d", "malloc", "full-size CE")
+IDEAS = {"cpu": ("nn.Conv2d", "malloc", "full-size CE"), "cuda": ("tuned", "full-size CE")}
 
 
 def names(kind: str, options: Namespace) -> list[str]:
-    if options.ideas:
-        return ["ours", *IDEAS, *{"distillation": ["unfolded"], "student": ["compile"]}.get(kind, [])]
-    return ["ours", "fp32", "plain", *(["original"] if options.original and kind == "distillation" else [])]
+    if options.ways:
+        return ["ours", *options.ways.split(",")]
+    if not options.ideas:
+        return ["ours", "fp32", "plain", *(["original"] if options.original and kind == "distillation" else [])]
+    device = run.device().type
+    more = {"unfolded": kind == "distillation", "compile": kind == "student" or device == "cuda"}
+    return ["ours", *IDEAS[device], *(name for name, has in more.items() if has)]
 
 
 def compare(kind: str, options: Namespace, folder: Path) -> dict:
@@ -49,10 +56,25 @@ def compare(kind: str, options: Namespace, folder: Path) -> dict:
     times = measure.turns(ways, options.repeats, floor)
     rows = measure.summary(times, "ours")
     pace = gflop / statistics.median(times["floor"])
+    ways.clear()  # its networks take memory
     for name, row in rows.items():
         row["share"] = work / row["seconds"] / pace
-        row["peak_MiB"] = measure.in_process(__file__, *_again(options), "--kinds", kind, "--only", name)
+        if run.device().type == "cuda":
+            row["peak_MiB"] = peak_alone(kind, options, folder, name)
+        else:
+            row["peak_MiB"] = measure.in_process(__file__, *_again(options), "--kinds", kind, "--only", name)
     return {"GFLOP": work, "ceiling": pace, "ways": rows}
+
+
+def peak_alone(kind: str, options: Namespace, folder: Path, name: str) -> int:
+    """MiB at the peak of two steps, when nothing else is in memory."""
+    gc.collect()
+    measure.forget_peak()
+    (way,) = steps.variants(kind, options, folder, [name]).values()
+    with way.around():
+        way.work()
+        way.work()
+    return measure.peak_here()
 
 
 def _again(options: Namespace) -> list[str]:
@@ -64,17 +86,14 @@ def main() -> None:
     parser = measure.parser(__doc__, crop=473, batch=2, classes=21, repeats=5)
     parser.add_argument("--original", type=Path, metavar="FOLDER")
     parser.add_argument("--ideas", action="store_true")
+    parser.add_argument("--ways", metavar="WAY,WAY", help="only these beside ours")
     parser.add_argument("--kinds", default=",".join(steps.SCRIPTS), help="default: %(default)s")
     parser.add_argument("--only", metavar="WAY", help="two steps of one way, and its peak MiB")
     options = parser.parse_args()
     run.keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         if options.only:
-            (way,) = steps.variants(options.kinds, options, Path(folder), [options.only]).values()
-            with way.around():
-                way.work()
-                way.work()
-            print(json.dumps(measure.peak_here()))
+            print(json.dumps(peak_alone(options.kinds, options, Path(folder), options.only)))
             return
         results = {}
         for kind in options.kinds.split(","):

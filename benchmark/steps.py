@@ -141,6 +141,11 @@ def nn_conv2d() -> contextlib.AbstractContextManager:
     return mock.patch.object(conv, "CHUNK", 1 << 30)
 
 
+def tuned() -> contextlib.AbstractContextManager:
+    """cuDNN tries its algorithms and takes the fastest."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
+
+
 def unfolded_step(kind: str, size: argparse.Namespace, folder: Path) -> Callable[[], None]:
     def freeze(self: PSPNet, dtype: torch.dtype) -> PSPNet:
         return self.eval().requires_grad_(False).to(dtype=dtype, memory_format=torch.channels_last)
@@ -159,6 +164,7 @@ def variants(kind: str, size: argparse.Namespace, folder: Path, names: list[str]
         "nn.Conv2d": (ours, nn_conv2d),
         "malloc": (ours, measure.default_malloc),
         "full-size CE": (ours, full_size),
+        "tuned": (ours, tuned),
         "compile": (
             lambda: script_step(kind, "auto", size, folder, more={"TRAIN.compile": True}),
             contextlib.nullcontext,
