@@ -22,11 +22,12 @@ BLOCK = {"camvid": 10, "shapes": 1}  # images drawn together: neighbours in a vi
 NAMES = {
     "student": "student alone",
     plan.SAME_TIME: "student alone, the default's time",
+    plan.FLOAT32: "student alone, float32",
     "default": "distilled, default",
     "original": "distilled, the original's losses",
     **{name: f"distilled, `{name}`" for name in ("kl", "aux_mse", "fitnet", "cwd")},
 }
-MAIN = ("teacher", "student", *plan.METHODS)
+MAIN = ("teacher", "student", plan.FLOAT32, *plan.METHODS)
 FAIR = ("student", plan.SAME_TIME, "default")
 
 
@@ -121,9 +122,10 @@ def _fair(content: dict[str, Any]) -> str:
 
 
 def _dependence(content: dict[str, Any]) -> str:
-    """Of the first two seeds, also in the rows that the other tables have, too."""
-    rows = content.get("dependence", {})
-    return table(rows, ["teacher", "student", "default", *(row for row in rows if row not in {*MAIN, *FAIR})])
+    """Of the seeds that all its rows have, also in the rows that the other tables have, too."""
+    dataset, rows = content["dataset"], content["dependence"]
+    planned = dict.fromkeys(task.method for task in plan.tasks(dataset, 0, dict.fromkeys(plan.RUNS, 0)))
+    return table(rows, ["teacher", "student", "default", *(row for row in planned if row not in {*MAIN, *FAIR})])
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"main": _main, "fair": _fair, "dependence": _dependence}
@@ -135,9 +137,11 @@ def rewrite_readme(readme: Path, results: Path) -> None:
     for path in (results / f"{dataset}.json" for dataset in BLOCK):
         if not path.is_file():
             continue
-        content = json.loads(path.read_text())
+        content = {"dataset": path.stem, **json.loads(path.read_text())}
         for name, make in TABLES.items():
             start = f"<!-- {path.stem} {name} -->"
+            if start not in text:
+                continue
             made = f"{start}\n{make(content)}\n<!-- end -->"
             text = re.sub(re.escape(start) + r".*?<!-- end -->", lambda _, made=made: made, text, flags=re.DOTALL)
     readme.write_text(text)

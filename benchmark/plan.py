@@ -4,28 +4,35 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 SEEDS = {"camvid": (0, 1, 2), "shapes": (10, 11, 12, 13, 14)}  # shapes: 0 to 2 were used for tuning its settings
+DEPENDENCE_SEEDS = {"camvid": (0, 1, 2), "shapes": (10, 11)}
 SHAPES_LABELS = 400
-NEW_LOSS = {"DISTILL.weights.kl": 0, "DISTILL.weights.aux_mse": 0}
+KL, AUX_MSE, HINTS = "DISTILL.weights.kl", "DISTILL.weights.aux_mse", "DISTILL.hints"
+CWD = "[{layer: logits, loss: cwd, weight: 3, temperature: 4}]"
+RUNS = ("pspnet50", "pspnet18", "pspnet50_18")  # of the config files
 DISTILL = "train_50_18.py"
+FLOAT32 = "student, float32"
 SAME_TIME = "same time"  # the student alone for as long as the default recipe takes
 
 Overrides = Mapping[str, Any]
 
 METHODS: dict[str, tuple[str, Overrides]] = {
     "default": (DISTILL, {}),
-    "original": ("benchmark/train_original.py", {}),
-    "kl": (DISTILL, {"DISTILL.weights.aux_mse": 0}),
-    "aux_mse": (DISTILL, {"DISTILL.weights.kl": 0}),
-    "fitnet": (DISTILL, {**NEW_LOSS, "DISTILL.hints": "[{layer: layer4, loss: fitnet, weight: 10}]"}),
-    "cwd": (DISTILL, {**NEW_LOSS, "DISTILL.hints": "[{layer: logits, loss: cwd, weight: 3, temperature: 4}]"}),
+    "original": ("benchmark/train_original.py", {HINTS: "[]"}),
+    "kl": (DISTILL, {AUX_MSE: 0, HINTS: "[]"}),
+    "aux_mse": (DISTILL, {KL: 0, HINTS: "[]"}),
+    "kl + aux_mse": (DISTILL, {HINTS: "[]"}),
+    "fitnet": (DISTILL, {KL: 0, AUX_MSE: 0, HINTS: "[{layer: layer4, loss: fitnet, weight: 10}]"}),
+    "cwd": (DISTILL, {KL: 0, AUX_MSE: 0, HINTS: CWD}),
 }
-# How the default recipe's gain depends on its settings: shapes, the first two seeds.
+# How the default recipe's gain depends on its settings, on shapes.
 SETTINGS: dict[str, Overrides] = {
-    **{f"T {t}": {"DISTILL.temperature": t} for t in (1, 4, 8)},
-    **{f"kl {w}": {"DISTILL.weights.kl": w} for w in (0.3, 3)},
-    **{f"aux_mse {w}": {"DISTILL.weights.aux_mse": w} for w in (0.1, 0.3)},
+    **{f"T {t} of kl": {"DISTILL.temperature": t} for t in (1, 4)},
+    **{f"kl {w}": {KL: w} for w in (0, 3)},
+    **{f"aux_mse {w}": {AUX_MSE: w} for w in (0, 3)},
+    **{f"cwd {w}": {HINTS: CWD.replace("weight: 3", f"weight: {w}")} for w in (1, 10)},
 }
-TEACHER_EPOCHS = (2, 4)  # worse teachers than the config's
+TEACHER_EPOCHS = (2, 4, 21)  # two worse teachers than the config's, and a better one
+LONG = {"camvid": 40, "shapes": 16}  # epochs of a schedule that leaves the student alone little to gain
 LABELS = (100, 200)  # of SHAPES_LABELS, for teacher and students; as many steps as with all
 
 
@@ -56,26 +63,42 @@ def tasks(dataset: str, same_time: int, epochs: Mapping[str, int]) -> Iterator[T
     """Seed by seed. same_time: epochs of the student alone that take the default recipe's time; epochs: of the
     config of each run."""
     for seed in SEEDS[dataset]:
-        yield teacher(dataset, seed)
+        if teacher(dataset, seed).seed == seed:
+            yield teacher(dataset, seed)
         yield Task("student", seed, "train_18.py", "pspnet18")
         yield distilled("default", seed)
         yield Task(SAME_TIME, seed, "train_18.py", "pspnet18", epochs=same_time)
+        if dataset == "shapes":  # does bfloat16 learn the same?
+            yield Task(FLOAT32, seed, "train_18.py", "pspnet18", {"TRAIN.precision": "fp32"})
+        if dataset == "camvid":
+            yield from long_schedule(dataset, seed)
+            yield distilled("kl + 3 aux_mse", seed, overrides={AUX_MSE: 3, HINTS: "[]"})
+            if seed == SEEDS[dataset][0]:
+                yield distilled("3 aux_mse", seed, overrides={KL: 0, AUX_MSE: 3, HINTS: "[]"})
         if dataset == "shapes" or seed == SEEDS[dataset][0]:
             for method, (script, overrides) in METHODS.items():
                 if method != "default":
                     yield distilled(method, seed, script, overrides)
     if dataset == "shapes":
-        for seed in SEEDS[dataset][:2]:
+        for seed in DEPENDENCE_SEEDS[dataset]:
             for method, overrides in SETTINGS.items():
                 yield distilled(method, seed, overrides=overrides)
-        for seed in SEEDS[dataset][:2]:
+        for seed in DEPENDENCE_SEEDS[dataset]:
             for count in TEACHER_EPOCHS:
-                worse = teacher(dataset, seed)._replace(method=f"teacher of {count} epochs", epochs=count)
-                yield worse
-                yield distilled(f"default, {worse.method}", seed, teacher=worse.method)
+                other = teacher(dataset, seed)._replace(method=f"teacher of {count} epochs", epochs=count)
+                yield other
+                yield distilled(f"default, {other.method}", seed, teacher=other.method)
+            yield from long_schedule(dataset, seed, max(TEACHER_EPOCHS))
             for labels in LABELS:
                 longer = {run: number * SHAPES_LABELS // labels for run, number in epochs.items()}
                 yield from few_labels(dataset, seed, labels, longer)
+
+
+def long_schedule(dataset: str, seed: int, teacher_epochs: int | None = None) -> Iterator[Task]:
+    epochs, taught = LONG[dataset], f"teacher of {teacher_epochs} epochs" if teacher_epochs else "teacher"
+    alone = Task(f"student, {epochs} epochs", seed, "train_18.py", "pspnet18", epochs=epochs)
+    yield alone
+    yield distilled(f"default, {epochs} epochs", seed, epochs=epochs, student=alone.method, teacher=taught)
 
 
 def few_labels(dataset: str, seed: int, labels: int, epochs: Mapping[str, int]) -> Iterator[Task]:

@@ -1,7 +1,7 @@
 """The evidence: every method on every seed, trained and tested as the six scripts do, with intervals and ratios.
 
     python benchmark/results.py camvid --data-root FOLDER [--out exp/results/camvid]
-    python benchmark/results.py shapes [--out exp/results/shapes] [--first 10]
+    python benchmark/results.py shapes [--out exp/results/shapes] [--first 10] [--jobs 8]
 
 What is run stands in plan.py, the settings in config/DATASET. Goes on where it was stopped: a run whose entry in
 benchmark/results/DATASET.json has the same settings is done, and is not made again on another machine; its pixel
@@ -9,33 +9,43 @@ counts, of which the intervals are drawn, lie beside in DATASET.npz. Both are wr
 
 The teacher's outputs are kept (DISTILL.cache), so the first distillation of a seed takes longer than the others. A
 step's time, without that, is measured first, for the student alone and the default recipe in turns: leave the machine
-alone in the first minutes. The runs themselves may have company, and their `seconds` then count it.
+alone in the first minutes. The runs themselves may have company, --jobs of them, and their `seconds` then count it.
+A large GPU has room for several of these small networks.
 """
 
 import argparse
+import collections
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmark import evidence, measure, plan  # noqa: E402
 from benchmark.plan import Task  # noqa: E402
+from model.pspnet import PSPNet  # noqa: E402
 from tool import runs  # noqa: E402
 from util import config, files  # noqa: E402
 from util.resume import FREE  # noqa: E402
+
+MARK = "settings"  # file in a run's folder: with what settings it was begun
 
 
 class Bench:
@@ -45,6 +55,8 @@ class Bench:
         self.dataset, self.out, self.data_root, self.record = dataset, out, data_root, record
         self.content: dict[str, Any] = {"pace": None, "runs": []}
         self.pixels: dict[str, np.ndarray] = {}
+        self.entering = threading.Lock()
+        self.making: dict[Path, threading.Lock] = collections.defaultdict(threading.Lock)
         if record.with_suffix(".json").is_file():
             self.content = json.loads(record.with_suffix(".json").read_text())
             with np.load(record.with_suffix(".npz")) as saved:
@@ -56,8 +68,7 @@ class Bench:
     @cached_property
     def epochs(self) -> dict[str, int]:
         """Of each run's config."""
-        names = ("pspnet50", "pspnet18", "pspnet50_18")
-        return {run: config.load(ROOT / self.config_file(run)).train.epochs for run in names}
+        return {run: config.load(ROOT / self.config_file(run)).train.epochs for run in plan.RUNS}
 
     def folder(self, seed: int, method: str) -> Path:
         return self.out / f"seed_{seed}" / method.replace(",", "").replace(" ", "_")
@@ -119,16 +130,30 @@ class Bench:
     def prepare(self, task: Task) -> None:
         """The images that `task` needs, where they are generated, and its teacher."""
         data = self.out / f"seed_{task.seed}" / "data"
-        if self.dataset == "shapes" and not (data / "list/val.txt").exists():
-            measure.call("dataset/shapes/prepare.py", "--seed", str(task.seed), "--out", str(data))
-        if task.labels:
-            lines = (data / "list/train.txt").read_text().splitlines(keepends=True)
-            (data / f"list/train{task.labels}.txt").write_text("".join(lines[: task.labels]))
-        if task.run == "pspnet50_18" and not self.checkpoint(self.teacher(task)).is_file():
-            self.train(self.teacher(task))  # its scores may be known from another machine
+        with self.making[data]:
+            if self.dataset == "shapes" and not (data / "list/val.txt").exists():
+                measure.call("dataset/shapes/prepare.py", "--seed", str(task.seed), "--out", str(data))
+            if task.labels:
+                lines = (data / "list/train.txt").read_text().splitlines(keepends=True)
+                (data / f"list/train{task.labels}.txt").write_text("".join(lines[: task.labels]))
+        if task.run == "pspnet50_18":
+            teacher = self.teacher(task)
+            with self.making[self.folder(teacher.seed, teacher.method)]:
+                if not (self.checkpoint(teacher).is_file() and self.is_of(teacher)):
+                    self.train(teacher)  # its scores may be known from another machine
+
+    def is_of(self, task: Task) -> bool:
+        """Whether the folder of `task` was made with its settings."""
+        mark = self.folder(task.seed, task.method) / MARK
+        return mark.is_file() and mark.read_text() == self.settings(task)
 
     def train(self, task: Task) -> list[str]:
         self.prepare(task)
+        if not self.is_of(task):  # training would refuse to go on from what is there
+            folder = self.folder(task.seed, task.method)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            (folder / MARK).write_text(self.settings(task))
         arguments = ["--config", self.config_file(task.run), *self.overrides(task)]
         measure.call(task.script, *arguments)
         return arguments
@@ -155,18 +180,42 @@ class Bench:
                 "digest": self.settings(task),
             },
         }
-        others = [e for e in self.content["runs"] if (e["method"], e["seed"]) != (task.method, task.seed)]
-        self.content["runs"] = [*others, entry]
         counts = runs.count([tested], runs.pairs_of(tested), border=0.01)
-        self.pixels[f"{task.method} {task.seed}"] = counts.pixels[0].sum(1).astype(np.int32)
-        self.write()
+        with self.entering:
+            others = [e for e in self.content["runs"] if (e["method"], e["seed"]) != (task.method, task.seed)]
+            self.content["runs"] = [*others, entry]
+            self.pixels[f"{task.method} {task.seed}"] = counts.pixels[0].sum(1).astype(np.int32)
+            self.write()
+
+    def perform_all(self, tasks: Sequence[Task], jobs: int) -> None:
+        """Up to `jobs` at a time. A failure lets those that run end, and starts no others."""
+        if jobs > 1:  # those that others wait for first, so that few wait
+            tasks = sorted(tasks, key=lambda task: task.run == "pspnet50_18")
+            os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // jobs, 1)))
+        started: dict[tuple[str, int], Future] = {}
+
+        def perform(task: Task, teacher: Future | None) -> None:
+            if teacher:
+                teacher.result()
+            self.perform(task)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            for task in tasks:
+                teacher = self.teacher(task) if task.run == "pspnet50_18" else None
+                before = started.get((teacher.method, teacher.seed)) if teacher else None
+                started[task.method, task.seed] = pool.submit(perform, task, before)
+            try:
+                for done in as_completed(started.values()):
+                    done.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def write(self) -> None:
-        entries, seeds = self.content["runs"], plan.SEEDS[self.dataset][:2]
+        entries = self.content["runs"]
+        few = [entry for entry in entries if entry["seed"] in plan.DEPENDENCE_SEEDS[self.dataset]]
         self.content["summary"] = evidence.summarise(self.dataset, entries, self.pixels)
-        if self.dataset == "shapes":
-            few = [entry for entry in entries if entry["seed"] in seeds]
-            self.content["dependence"] = evidence.summarise(self.dataset, few, self.pixels)
+        self.content["dependence"] = evidence.summarise(self.dataset, few, self.pixels)
         self.record.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(self.record.with_suffix(".npz")) as file:
             np.savez_compressed(file, **self.pixels)
@@ -178,11 +227,11 @@ class Bench:
         if not self.content["pace"]:
             alone = Task("student", seed, "train_18.py", "pspnet18", epochs=1)
             ways = {"student": alone, "default": plan.distilled("default", seed, epochs=1)}
-            for task in ways.values():
-                self.prepare(task)  # training the teacher first
+            self.prepare(alone)
             turns = [{name: self.step_seconds(task) for name, task in ways.items()} for _ in range(2)]
             seconds = {name: statistics.mean(turn[name] for turn in turns) for name in ways}
             self.content["pace"] = {"seconds a step": seconds, "machine": measure.machine()}
+            self.write()
         pace = self.content["pace"]["seconds a step"]
         return math.ceil(epochs * pace["default"] / pace["student"])
 
@@ -190,13 +239,18 @@ class Bench:
         """Over one epoch in a folder of its own, by the training's own clock: without starting and saving."""
         folder = self.out / "pace"
         shutil.rmtree(folder, ignore_errors=True)
-        keys = ["TRAIN.save_path", str(folder), *(["DISTILL.cache", ""] if task.run == "pspnet50_18" else [])]
+        folder.mkdir(parents=True)
+        cfg = config.load(ROOT / self.config_file(task.run), self.overrides(task))
+        keys = ["TRAIN.save_path", str(folder / "model")]
+        if cfg.distill:  # a teacher's step takes as long with random weights
+            random = PSPNet(cfg.distill.teacher_layers, cfg.data.classes).state_dict()
+            torch.save({"state_dict": random}, folder / "teacher.pth")
+            keys += ["DISTILL.teacher_path", str(folder / "teacher.pth"), "DISTILL.cache", ""]
         arguments = ["--config", self.config_file(task.run), *self.overrides(task), *keys]
         done = subprocess.run([sys.executable, task.script, *arguments], cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr.strip())
-        rate = float(re.findall(r"([\d.]+) images/s", done.stdout)[-1])
-        return config.load(ROOT / self.config_file(task.run), self.overrides(task)).train.batch_size / rate
+        return cfg.train.batch_size / float(re.findall(r"([\d.]+) images/s", done.stdout)[-1])
 
 
 def main() -> None:
@@ -205,17 +259,16 @@ def main() -> None:
     parser.add_argument("--data-root", help="folder of CamVid's images")
     parser.add_argument("--out", type=Path, help="default: exp/results/DATASET")
     parser.add_argument("--first", type=int, metavar="N", help="stop after N runs that were not there")
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], help="only these")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     arguments = parser.parse_args()
     out = (arguments.out or ROOT / "exp" / "results" / arguments.dataset).resolve()
     record = ROOT / "benchmark" / "results" / arguments.dataset
     bench = Bench(arguments.dataset, out, arguments.data_root, record)
-    for task in plan.tasks(arguments.dataset, bench.same_time(), bench.epochs):
-        if not bench.find(task):
-            bench.perform(task)
-            if arguments.first:
-                arguments.first -= 1
-                if not arguments.first:
-                    return
+    tasks = plan.tasks(arguments.dataset, bench.same_time(), bench.epochs)
+    seeds = arguments.seeds or plan.SEEDS[arguments.dataset]
+    missing = [task for task in tasks if task.seed in seeds and not bench.find(task)]
+    bench.perform_all(missing[: arguments.first], arguments.jobs)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def test_every_method_is_run_as_its_config_says(tmp_path):
 
     cfg = config.load(results.ROOT / made.config_file(fitnet.run), made.overrides(fitnet))
     assert cfg.distill.hints[0].layer == "layer4"
-    assert set(plan.METHODS) == {"default", "original", "kl", "aux_mse", "fitnet", "cwd"}
+    assert set(plan.METHODS) == {"default", "original", "kl", "aux_mse", "kl + aux_mse", "fitnet", "cwd"}
 
 
 @pytest.mark.parametrize("dataset", plan.SEEDS)
@@ -126,6 +126,30 @@ def test_a_run_is_made_once_and_remembered(tmp_path, monkeypatch):
     again.perform(default)
     assert len(calls) == 3 and again.content["runs"][0]["mIoU"] == 0.5
     assert again.pixels["default 0"].shape == (4, 3, 11)
+
+
+def test_several_at_a_time_wait_for_their_teacher(tmp_path, monkeypatch):
+    made = bench("shapes", tmp_path)
+    tasks = [t for t in plan.tasks("shapes", 8, made.epochs) if t.seed == 10 and "labels" not in t.method]
+    ended = []
+    monkeypatch.setattr(made, "perform", ended.append)
+    made.perform_all(tasks, jobs=4)
+    order = [t.method for t in ended]
+    assert sorted(order) == sorted(t.method for t in tasks)
+    assert all(order.index(t.teacher) < order.index(t.method) for t in tasks if t.run == "pspnet50_18")
+
+
+def test_a_failure_ends_the_rest(tmp_path, monkeypatch):
+    made, begun = bench("shapes", tmp_path), []
+
+    def fails(task):
+        begun.append(task)
+        raise SystemExit(2)
+
+    monkeypatch.setattr(made, "perform", fails)
+    with pytest.raises(SystemExit):
+        made.perform_all(list(plan.tasks("shapes", 8, made.epochs)), jobs=2)
+    assert len(begun) < 10
 
 
 SCORES = ("mIoU", "mAcc", "allAcc")
