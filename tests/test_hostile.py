@@ -97,7 +97,7 @@ def sample(tiny, image, label):
 @each(IMAGES)
 def test_images(tiny, case):
     with outcome(case.expected, str(tiny.out)):
-        image, label = sample(tiny, case.what, GRAY)
+        image, label, _ = sample(tiny, case.what, GRAY)
         assert image.shape == (33, 33, 3) and image.dtype == np.uint8 and label.shape == (33, 33)
     if case.name.startswith(("EXIF", "CMYK", "16 bits", "alpha")) and case.name != "16 bits gray":
         shown = read_image(tiny.out / "i.jpg").astype(int)
@@ -107,7 +107,7 @@ def test_images(tiny, case):
 @each(LABELS)
 def test_labels(tiny, case):
     with outcome(case.expected, "l.png"):
-        _, label = sample(tiny, JPEG, case.what)
+        _, label, _ = sample(tiny, JPEG, case.what)
         assert set(np.unique(label)) <= {*range(CLASSES), VOID}
 
 
