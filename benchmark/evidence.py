@@ -25,10 +25,10 @@ NAMES = {
     plan.FLOAT32: "student alone, float32",
     "default": "distilled, default",
     "original": "distilled, the original's losses",
-    **{name: f"distilled, `{name}`" for name in ("kl", "aux_mse", "fitnet", "cwd")},
+    **{name: f"distilled, `{name}`" for name in (*plan.METHODS, *plan.CAMVID) if name not in ("default", "original")},
 }
-MAIN = ("teacher", "student", plan.FLOAT32, *plan.METHODS)
-FAIR = ("student", plan.SAME_TIME, "default")
+MAIN = ("teacher", "student", plan.FLOAT32, *plan.METHODS, *plan.CAMVID)
+FAIR = ("student", plan.SAME_TIME, "default", "kl + 3 aux_mse", "cwd")
 
 
 def summarise(

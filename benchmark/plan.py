@@ -24,6 +24,10 @@ METHODS: dict[str, tuple[str, Overrides]] = {
     "fitnet": (DISTILL, {KL: 0, AUX_MSE: 0, HINTS: "[{layer: layer4, loss: fitnet, weight: 10}]"}),
     "cwd": (DISTILL, {KL: 0, AUX_MSE: 0, HINTS: CWD}),
 }
+CAMVID: dict[str, Overrides] = {
+    "kl + 3 aux_mse": {AUX_MSE: 3, HINTS: "[]"},
+    "3 aux_mse": {KL: 0, AUX_MSE: 3, HINTS: "[]"},
+}
 # How the default recipe's gain depends on its settings, on shapes.
 SETTINGS: dict[str, Overrides] = {
     **{f"T {t} of kl": {"DISTILL.temperature": t} for t in (1, 4)},
@@ -72,9 +76,9 @@ def tasks(dataset: str, same_time: int, epochs: Mapping[str, int]) -> Iterator[T
             yield Task(FLOAT32, seed, "train_18.py", "pspnet18", {"TRAIN.precision": "fp32"})
         if dataset == "camvid":
             yield from long_schedule(dataset, seed)
-            yield distilled("kl + 3 aux_mse", seed, overrides={AUX_MSE: 3, HINTS: "[]"})
-            if seed == SEEDS[dataset][0]:
-                yield distilled("3 aux_mse", seed, overrides={KL: 0, AUX_MSE: 3, HINTS: "[]"})
+            for method, overrides in CAMVID.items():
+                if seed == SEEDS[dataset][0] or method == "kl + 3 aux_mse":
+                    yield distilled(method, seed, overrides=overrides)
         if dataset == "shapes" or seed == SEEDS[dataset][0]:
             for method, (script, overrides) in METHODS.items():
                 if method != "default":

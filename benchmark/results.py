@@ -173,6 +173,7 @@ class Bench:
             **{name: tested.metrics[name] for name in ("mIoU", "mAcc", "allAcc")},
             "epochs": task.epochs or self.epochs[task.run],
             "seconds": round(seconds, 1),
+            "machine": measure.machine()["device"],
             "beside": {"student": task.student, "teacher": task.teacher},
             "config": {
                 "file": self.config_file(task.run),
