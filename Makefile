@@ -1,11 +1,13 @@
 # make demo    generate the shapes dataset, train and test teacher, student and distilled student, write the report
 # make test    ruff and pytest
-# make results repeats the README's tables, hours of training; CAMVID=FOLDER names CamVid's images. Resumes.
+# make results repeats the README's tables, hours of training; CAMVID=FOLDER names CamVid's images, JOBS=8 makes so many
+#              runs at a time. Resumes.
 # make faults  kill a tiny run at 60 random moments, fill its disk: about fourteen minutes
 # All make .venv first, with the versions of constraints.txt.
 
 PYTHON ?= python3
 SEED ?= 0
+JOBS ?= 1
 PY := .venv/bin/python
 
 .PHONY: demo test faults results clean
@@ -22,8 +24,8 @@ faults: .venv/.test
 	$(PY) -m pytest -s tests/faults.py
 
 results: .venv/.ready
-	$(PY) benchmark/results.py shapes
-	$(PY) benchmark/results.py camvid $(if $(CAMVID),--data-root $(CAMVID))
+	$(PY) benchmark/results.py shapes --jobs $(JOBS)
+	$(PY) benchmark/results.py camvid --jobs $(JOBS) $(if $(CAMVID),--data-root $(CAMVID))
 	$(PY) benchmark/evidence.py
 
 .venv/.ready: requirements.txt constraints.txt

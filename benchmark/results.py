@@ -162,6 +162,7 @@ class Bench:
         """Train, test and enter in the record, unless it is there."""
         if self.find(task):
             return
+        self.prepare(task)
         folder, start = self.folder(task.seed, task.method), time.monotonic()
         arguments = self.train(task)
         seconds = time.monotonic() - start
