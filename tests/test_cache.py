@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -89,7 +90,7 @@ def test_other_students_losses_batches_and_temperatures_share_it(tiny, cached):
 def test_what_changes_the_outputs_is_another_cache(tiny, cached, change):
     cached("first")
     assert cached("second", *change.split())[1] == 24
-    assert len(list((tiny.out / "cache").iterdir())) == 2
+    assert len(parts(tiny)) == 2
 
 
 def test_another_teacher_is_another_cache(tiny, cached):
@@ -172,16 +173,20 @@ def test_two_processes_write_one_cache(tiny, command, cached):
     assert cached("one", "TRAIN.batch_size", "4")[1] == 0
 
 
+def parts(tiny):
+    return [path.parent for path in (tiny.out / "cache").glob("*/run.json")]
+
+
 def test_the_runs_used_longest_ago_make_room(tiny, cached, fails, command):
     cached("a")
-    (old,) = (tiny.out / "cache").iterdir()
+    (old,) = parts(tiny)
     cached("b", "TRAIN.manual_seed", "1")
-    size = sum(quota.size(path) for path in (tiny.out / "cache").iterdir())
-    for path, time in ((old, 2e9), *((p, 1e9) for p in (tiny.out / "cache").iterdir() if p != old)):
+    size = sum(quota.size(path) for path in parts(tiny))
+    for path, time in ((old, 2e9), *((p, 1e9) for p in parts(tiny) if p != old)):
         os.utime(path / "run.json", (time, time))
     limit = ["DISTILL.cache_gb", f"{size / 1e9:.9f}"]
     _, _, log = cached("c", "TRAIN.manual_seed", "2", *limit)  # b's goes, though it was written after a's
-    assert "removed" in log and old.is_dir() and len(list((tiny.out / "cache").iterdir())) == 2
+    assert "removed" in log and old.is_dir() and len(parts(tiny)) == 2
     line = fails("train_50_18.py", *command(tiny.out / "d", "DISTILL.cache", str(tiny.out / "cache"),
                                             "DISTILL.cache_gb", "1e-6"))  # fmt: skip
     assert "DISTILL.cache_gb" in line and "logits" in line and old.is_dir()
@@ -191,10 +196,27 @@ def test_a_run_in_use_is_not_removed(tiny, teacher, tmp_path):
     cfg = tiny.load(*teacher, "DISTILL.cache", str(tmp_path / "cache"))
     kept = TeacherCache(cfg, network(), ["logits"])
     with kept.opened(1):
-        code = f"from util.quota import remove; from pathlib import Path; print(remove(Path({str(kept.folder)!r})))"
+        code = f"from util.quota import _remove; from pathlib import Path; print(_remove(Path({str(kept.folder)!r})))"
         assert python("-c", code).stdout.strip() == "False" and (kept.folder / "run.json").is_file()
-    assert quota.remove(kept.folder) and not kept.folder.exists()
-    assert not quota.remove(tmp_path)  # not a cache
+    assert quota._remove(kept.folder) and not kept.folder.exists()
+    assert not quota._remove(tmp_path)  # not a cache
+
+
+def test_runs_that_start_together_do_not_disturb_one_another(tmp_path):
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from util import quota
+        base, own = Path(sys.argv[1]), sys.argv[2]
+        for _ in range(60):
+            with quota.hold(base / own, {"of": own}):
+                assert (base / own / "run.json").is_file()
+                quota.make_room(base / own, 0)
+                assert (base / own / "run.json").is_file()
+    """
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda own: python("-c", code, tmp_path / "cache", own), ("a", "a", "b", "b")))
+    assert [result.returncode for result in results] == [0] * 4, results
 
 
 def test_a_full_disk_ends_the_writing_not_the_run(tiny, cached, monkeypatch):

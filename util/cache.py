@@ -159,7 +159,7 @@ class TeacherCache:
 
     def plan(self, crops: int) -> str:
         """What a run of `crops` crops would need. Raises UserError when DISTILL.cache_gb or the disk has no room."""
-        needed, there = self.bytes_needed(crops), quota.size(self.folder)
+        needed, there = self.bytes_needed(crops), self.bytes_there()
         total = sum(needed.values())
         parts = ", ".join(f"{name} {size / GB:.2f} GB" for name, size in needed.items())
         if total > self.limit:
@@ -167,17 +167,24 @@ class TeacherCache:
                 f"the teacher's outputs on {crops} crops take {total / GB:.1f} GB ({parts}), DISTILL.cache_gb is "
                 f"{self.limit / GB:g}; raise it, or leave DISTILL.cache empty"
             )
-        existing = next(path for path in (self.base, *self.base.absolute().parents) if path.exists())
         # What other runs left may be removed to make room for this one's.
-        free = shutil.disk_usage(existing).free + sum(map(quota.size, quota.others(self.folder)))
+        free = self.free() + sum(map(quota.size, quota.others(self.folder)))
         if total - there > free:
             raise UserError(
-                f"{existing} has {free / GB:.1f} GB left for DISTILL.cache; the teacher's outputs on {crops} crops "
+                f"{self.base} has {free / GB:.1f} GB left for DISTILL.cache; the teacher's outputs on {crops} crops "
                 f"take {total / GB:.1f} GB ({parts}); make room, or leave DISTILL.cache empty"
             )
         return (
             f"the teacher's outputs on {crops} crops take {total / GB:.2f} GB ({parts}), {there / GB:.2f} GB are there"
         )
+
+    def bytes_there(self) -> int:
+        return sum(quota.size(self.folder / name) for name in self.shapes)
+
+    def free(self) -> int:
+        """Bytes left on the disk."""
+        existing = next(path for path in (self.base, *self.base.absolute().parents) if path.exists())
+        return shutil.disk_usage(existing).free
 
     @contextlib.contextmanager
     def opened(self, crops: int) -> Iterator[None]:
@@ -191,12 +198,16 @@ class TeacherCache:
         except OSError as error:
             raise UserError(f"cannot make or write {self.folder} (DISTILL.cache): {error.strerror}") from None
         with held:
-            own = max(sum(self.bytes_needed(crops).values()), quota.size(self.folder))
-            left = quota.make_room(self.folder, self.limit - own)
+            total, there = sum(self.bytes_needed(crops).values()), self.bytes_there()
+            own = max(total, there) + quota.size(self.folder) - there  # it may hold layers of other runs' losses
+            lacking = max(total - there - self.free(), 0)
+            others = sum(map(quota.size, quota.others(self.folder)))
+            left = quota.make_room(self.folder, min(self.limit - own, others - lacking))
             if left < 0:
                 raise UserError(
                     f"{self.base} (DISTILL.cache) is in use by other runs, and with this one's {own / GB:.1f} GB it "
-                    f"would hold {-left / GB:.1f} GB too much; raise DISTILL.cache_gb, or wait for them"
+                    f"would hold {-left / GB:.1f} GB too much; raise DISTILL.cache_gb or make room on the disk, or "
+                    "wait for them"
                 )
             log.info("%s in %s", text, self.folder)
             yield

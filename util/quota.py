@@ -8,7 +8,7 @@ import fcntl
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,17 +20,27 @@ LOCK = ".lock"
 log = logging.getLogger("cache")
 
 
+@contextlib.contextmanager
+def _turn(base: Path) -> Iterator[None]:
+    """One process at a time makes, describes or removes the parts of `base`."""
+    with (base / LOCK).open("a+") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
 def hold(part: Path, description: Mapping[str, Any]) -> TextIO:
     """Make `part` and keep others from removing it until the file that is returned is closed. Raises OSError."""
-    part.mkdir(parents=True, exist_ok=True)
-    file = (part / LOCK).open("a+")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_SH)  # let go by the kernel when the process dies; not inherited by its workers
-        files.sweep(part)
-        files.replace_text(part / DESCRIPTION, json.dumps(description, indent=1) + "\n")
-    except OSError:
-        file.close()
-        raise
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with _turn(part.parent):
+        part.mkdir(exist_ok=True)
+        file = (part / LOCK).open("a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH)  # let go by the kernel when the process dies; workers don't inherit it
+            files.sweep(part)
+            files.replace_text(part / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+        except OSError:
+            file.close()
+            raise
     return file
 
 
@@ -53,13 +63,14 @@ def make_room(own: Path, limit: float) -> float:
 
     Returns what is left of the limit: below zero when those that remain are in use.
     """
-    sizes = {path: size(path) for path in others(own)}
-    for path in sorted(sizes, key=_used):
-        if sum(sizes.values()) <= limit:
-            break
-        if remove(path):
-            log.info("removed %s, %.2f GB, to keep %s within its limit", path, sizes.pop(path) / 1e9, own.parent)
-    return limit - sum(sizes.values())
+    with _turn(own.parent):
+        sizes = {path: size(path) for path in others(own)}
+        for path in sorted(sizes, key=_used):
+            if sum(sizes.values()) <= limit:
+                break
+            if _remove(path):
+                log.info("removed %s, %.2f GB, to make room in %s", path, sizes.pop(path) / 1e9, own.parent)
+        return limit - sum(sizes.values())
 
 
 def _used(part: Path) -> float:
@@ -68,13 +79,14 @@ def _used(part: Path) -> float:
     return 0.0
 
 
-def remove(part: Path) -> bool:
+def _remove(part: Path) -> bool:
     """Remove `part`, unless a run holds it. The description goes last: a folder without one is nobody's part."""
     if not (part / DESCRIPTION).is_file():
         return False
     try:
         with (part / LOCK).open("a+") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.sweep(part)
             for inner in part.iterdir():
                 if inner.is_dir():
                     shutil.rmtree(inner)
