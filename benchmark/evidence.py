@@ -116,7 +116,7 @@ def _fair(content: dict[str, Any]) -> str:
         return table(content["summary"], FAIR)
     pace, machine = content["pace"]["seconds a step"], content["pace"]["machine"]
     return (
-        f"A step took {pace['student']:.3f} s alone and {pace['default']:.3f} s distilled ({machine['device']}, "
+        f"A step took {pace['student']:.2f} s alone and {pace['default']:.2f} s distilled ({machine['device']}, "
         f"{machine['cores']} cores, {machine['auto']}).\n\n{table(content['summary'], FAIR)}"
     )
 

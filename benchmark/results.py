@@ -5,16 +5,18 @@
 
 What is run stands in plan.py, the settings in config/DATASET. Goes on where it was stopped: a run whose entry in
 benchmark/results/DATASET.json has the same settings is done, and is not made again on another machine; its pixel
-counts, of which the intervals are drawn, lie beside in DATASET.npz. Both are written after every run.
+counts, of which the intervals are drawn, lie beside in DATASET.npz. Both are written after every run; entries of other
+settings, and of runs that plan.py no longer has, are dropped at the start. One process at a time may write a record.
 
 The teacher's outputs are kept (DISTILL.cache), so the first distillation of a seed takes longer than the others. A
 step's time, without that, is measured first, for the student alone and the default recipe in turns: leave the machine
-alone in the first minutes. The runs themselves may have company, --jobs of them, and their `seconds` then count it.
-A large GPU has room for several of these small networks.
+alone in the first minutes. It is kept as `pace`; take it out of the JSON to have it measured anew. The runs themselves
+may have company, --jobs of them, and their `seconds`, of the last start, then count it. A large GPU has room for
+several of these small networks.
 """
 
 import argparse
-import collections
+import fcntl
 import hashlib
 import json
 import math
@@ -56,7 +58,7 @@ class Bench:
         self.content: dict[str, Any] = {"pace": None, "runs": []}
         self.pixels: dict[str, np.ndarray] = {}
         self.entering = threading.Lock()
-        self.making: dict[Path, threading.Lock] = collections.defaultdict(threading.Lock)
+        self.making: dict[Path, threading.Lock] = {}
         if record.with_suffix(".json").is_file():
             self.content = json.loads(record.with_suffix(".json").read_text())
             with np.load(record.with_suffix(".npz")) as saved:
@@ -119,26 +121,37 @@ class Bench:
             if tree[section]
         ]
         teacher = self.settings(self.teacher(task)) if tree["DISTILL"] else None
-        return hashlib.sha256(repr((task.script, decisive, task.labels, teacher)).encode()).hexdigest()[:12]
+        return _digest(task.script, decisive, task.labels, teacher)
+
+    def scoring(self, task: Task) -> str:
+        """A digest of all that decides how it is scored."""
+        test = config.load(ROOT / self.config_file(task.run), self.overrides(task)).test
+        return _digest(test.base_size, test.test_h, test.test_w, test.scales, test.flip, test.mode, test.precision)
 
     def find(self, task: Task) -> dict[str, Any] | None:
         for entry in self.content["runs"]:
             if (entry["method"], entry["seed"]) == (task.method, task.seed):
-                return entry if entry["config"]["digest"] == self.settings(task) else None
+                made = entry["config"]["digest"], entry["config"]["scoring"]
+                return entry if made == (self.settings(task), self.scoring(task)) else None
         return None
+
+    def alone(self, folder: Path) -> threading.Lock:
+        """One thread at a time makes what `folder` needs."""
+        with self.entering:
+            return self.making.setdefault(folder, threading.Lock())
 
     def prepare(self, task: Task) -> None:
         """The images that `task` needs, where they are generated, and its teacher."""
         data = self.out / f"seed_{task.seed}" / "data"
-        with self.making[data]:
+        with self.alone(data):
             if self.dataset == "shapes" and not (data / "list/val.txt").exists():
                 measure.call("dataset/shapes/prepare.py", "--seed", str(task.seed), "--out", str(data))
             if task.labels:
                 lines = (data / "list/train.txt").read_text().splitlines(keepends=True)
-                (data / f"list/train{task.labels}.txt").write_text("".join(lines[: task.labels]))
+                files.replace_text(data / f"list/train{task.labels}.txt", "".join(lines[: task.labels]))
         if task.run == "pspnet50_18":
             teacher = self.teacher(task)
-            with self.making[self.folder(teacher.seed, teacher.method)]:
+            with self.alone(self.folder(teacher.seed, teacher.method)):
                 if not (self.checkpoint(teacher).is_file() and self.is_of(teacher)):
                     self.train(teacher)  # its scores may be known from another machine
 
@@ -148,7 +161,7 @@ class Bench:
         return mark.is_file() and mark.read_text() == self.settings(task)
 
     def train(self, task: Task) -> list[str]:
-        self.prepare(task)
+        """Train what prepare() has prepared -> the arguments, which test_*.py takes, too."""
         if not self.is_of(task):  # training would refuse to go on from what is there
             folder = self.folder(task.seed, task.method)
             shutil.rmtree(folder, ignore_errors=True)
@@ -164,6 +177,7 @@ class Bench:
             return
         self.prepare(task)
         folder, start = self.folder(task.seed, task.method), time.monotonic()
+        digests = {"digest": self.settings(task), "scoring": self.scoring(task)}  # before someone edits the YAML
         arguments = self.train(task)
         seconds = time.monotonic() - start
         measure.call("test_50.py" if task.run == "pspnet50" else "test_18.py", *arguments)
@@ -179,7 +193,7 @@ class Bench:
             "config": {
                 "file": self.config_file(task.run),
                 "overrides": dict(task.overrides) | ({"labels": task.labels} if task.labels else {}),
-                "digest": self.settings(task),
+                **digests,
             },
         }
         counts = runs.count([tested], runs.pairs_of(tested), border=0.01)
@@ -195,11 +209,17 @@ class Bench:
             tasks = sorted(tasks, key=lambda task: task.run == "pspnet50_18")
             os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // jobs, 1)))
         started: dict[tuple[str, int], Future] = {}
+        failed = threading.Event()
 
         def perform(task: Task, teacher: Future | None) -> None:
-            if teacher:
-                teacher.result()
-            self.perform(task)
+            try:
+                if teacher:
+                    teacher.result()
+                if not failed.is_set():
+                    self.perform(task)
+            except BaseException:
+                failed.set()
+                raise
 
         with ThreadPoolExecutor(jobs) as pool:
             for task in tasks:
@@ -212,6 +232,13 @@ class Bench:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def drop_stale(self, tasks: Sequence[Task]) -> None:
+        """Take out entries of other settings than the tasks' now, and of runs that are not among them."""
+        valid = [entry for task in tasks if (entry := self.find(task))]
+        self.content["runs"] = valid
+        names = {f"{entry['method']} {entry['seed']}" for entry in valid}
+        self.pixels = {name: pixels for name, pixels in self.pixels.items() if name in names}
 
     def write(self) -> None:
         entries = self.content["runs"]
@@ -266,11 +293,22 @@ def main() -> None:
     arguments = parser.parse_args()
     out = (arguments.out or ROOT / "exp" / "results" / arguments.dataset).resolve()
     record = ROOT / "benchmark" / "results" / arguments.dataset
-    bench = Bench(arguments.dataset, out, arguments.data_root, record)
-    tasks = plan.tasks(arguments.dataset, bench.same_time(), bench.epochs)
-    seeds = arguments.seeds or plan.SEEDS[arguments.dataset]
-    missing = [task for task in tasks if task.seed in seeds and not bench.find(task)]
-    bench.perform_all(missing[: arguments.first], arguments.jobs)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with (record.parent / f".{arguments.dataset}.lock").open("a") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            sys.exit(f"error: another process writes {record}.json; --jobs N makes several runs at a time")
+        bench = Bench(arguments.dataset, out, arguments.data_root, record)
+        tasks = list(plan.tasks(arguments.dataset, bench.same_time(), bench.epochs))
+        bench.drop_stale(tasks)
+        seeds = arguments.seeds or plan.SEEDS[arguments.dataset]
+        missing = [task for task in tasks if task.seed in seeds and not bench.find(task)]
+        bench.perform_all(missing[: arguments.first], arguments.jobs)
+
+
+def _digest(*decisive: object) -> str:
+    return hashlib.sha256(repr(decisive).encode()).hexdigest()[:12]
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ def script_fit(kind: str, precision: str, size: argparse.Namespace, folder: Path
         torch.save({"state_dict": PSPNet(50, size.classes).state_dict()}, teacher)
     overrides = {
         "DATA.classes": size.classes, "TRAIN.pretrained": "none",
+        **({"DISTILL.hints": "[]"} if kind == "distillation" else {}),  # kl and aux_mse, as plain_step
         "TRAIN.precision": precision,
         "TRAIN.train_h": size.crop, "TRAIN.train_w": size.crop, "TRAIN.batch_size": size.batch, **more,
     }  # fmt: skip

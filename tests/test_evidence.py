@@ -59,11 +59,19 @@ def test_few_labels_have_their_own_teacher_and_as_many_steps(tmp_path):
 
 def test_an_entry_counts_only_for_the_same_settings(tmp_path, monkeypatch):
     made, default = bench("shapes", tmp_path), task("shapes", "default", 10)
-    made.content["runs"] = [{"method": "default", "seed": 10, "config": {"digest": made.settings(default)}}]
+    digests = {"digest": made.settings(default), "scoring": made.scoring(default)}
+    made.content["runs"] = [{"method": "default", "seed": 10, "config": digests}]
     assert made.find(default) and not made.find(task("shapes", "default", 11))
     assert not made.find(default._replace(overrides={"DISTILL.temperature": 3}))
+    made.drop_stale([default])
+    assert len(made.content["runs"]) == 1
+    with monkeypatch.context() as other:
+        other.setattr(made, "scoring", lambda _: "another window")
+        assert not made.find(default)
     monkeypatch.setitem(made.__dict__, "epochs", made.epochs | {"pspnet50": 1})  # another teacher
     assert not made.find(default)
+    made.drop_stale([default])
+    assert not made.content["runs"]
 
 
 def test_the_same_time_is_never_less(tmp_path):
@@ -102,7 +110,7 @@ def test_summary(runs, tmp_path, monkeypatch):
     readme.write_text("before\n<!-- camvid main -->\nold\n<!-- end -->\nafter\n<!-- camvid fair -->\n<!-- end -->\n")
     evidence.rewrite_readme(readme, folder)
     written = readme.read_text()
-    assert text in written and "old" not in written and "\nafter\n" in written and "2.000 s distilled" in written
+    assert text in written and "old" not in written and "\nafter\n" in written and "2.00 s distilled" in written
 
 
 def test_one_teacher_may_serve_all_seeds():

@@ -59,7 +59,7 @@ class Recorder:
             return
         if self.no_bar:
             terms = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-            self.say(f"{where}: {terms}, lr {lr:.2e}, {rate:.1f} images/s")
+            self.say(f"{where}: {terms}, lr {lr:.2e}, {rate:.4g} images/s")
         for name, value in {**means, "lr": lr, "images_per_second": rate}.items():
             self.writer.add_scalar(f"step/{name}", value, step)
 
