@@ -5,6 +5,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from test_resume import same
 from model.pspnet import PSPNet
 from util import checkpoint, quota
 from util.cache import TeacherCache
+from util.errors import UserError
 from util.loader import TrainData
 
 
@@ -202,6 +204,20 @@ def test_a_run_in_use_is_not_removed(tiny, teacher, tmp_path):
     assert not quota._remove(tmp_path)  # not a cache
 
 
+def test_parts_in_use_may_grow_while_a_run_starts(tiny, teacher, tmp_path, monkeypatch):
+    cfg = tiny.load(*teacher, "DISTILL.cache", str(tmp_path / "cache"))
+    kept = TeacherCache(cfg, network(), ["logits"])
+    with quota.hold(tmp_path / "cache/other", {}):
+        looks = iter(range(1, 1000))
+        monkeypatch.setattr(quota, "size", lambda part: 4096 * next(looks) if part.name == "other" else 0)
+        with kept.opened(1):  # there is room for both
+            assert next(looks) > 1
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
+        monkeypatch.setattr(quota, "size", lambda part: 10**9 if part.name == "other" else 0)
+        with pytest.raises(UserError, match="in use by other runs"), kept.opened(1):
+            pass
+
+
 def test_runs_that_start_together_do_not_disturb_one_another(tmp_path):
     code = """if True:
         import sys
@@ -211,7 +227,7 @@ def test_runs_that_start_together_do_not_disturb_one_another(tmp_path):
         for _ in range(60):
             with quota.hold(base / own, {"of": own}):
                 assert (base / own / "run.json").is_file()
-                quota.make_room(base / own, 0)
+                quota.make_room(base / own, 0, 0)
                 assert (base / own / "run.json").is_file()
     """
     with ThreadPoolExecutor(4) as pool:

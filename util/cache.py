@@ -200,9 +200,7 @@ class TeacherCache:
         with held:
             total, there = sum(self.bytes_needed(crops).values()), self.bytes_there()
             own = max(total, there) + quota.size(self.folder) - there  # it may hold layers of other runs' losses
-            lacking = max(total - there - self.free(), 0)
-            others = sum(map(quota.size, quota.others(self.folder)))
-            left = quota.make_room(self.folder, min(self.limit - own, others - lacking))
+            left = quota.make_room(self.folder, self.limit - own, needed=max(total - there, 0))
             if left < 0:
                 raise UserError(
                     f"{self.base} (DISTILL.cache) is in use by other runs, and with this one's {own / GB:.1f} GB it "

@@ -58,19 +58,25 @@ def others(part: Path) -> list[Path]:
     return [path.parent for path in part.parent.glob(f"*/{DESCRIPTION}") if path.parent != part]
 
 
-def make_room(own: Path, limit: float) -> float:
-    """Remove the parts beside `own` that were used longest ago, until they take at most `limit` bytes.
+def make_room(own: Path, limit: float, needed: float) -> float:
+    """Remove the parts beside `own` that were used longest ago, until they take at most `limit` bytes and the disk
+    has `needed` bytes free.
 
-    Returns what is left of the limit: below zero when those that remain are in use.
+    Returns what is left of both, the smaller: below zero when the parts that remain are in use.
     """
+
+    def left() -> float:
+        # The disk is asked, not reckoned: parts in use grow meanwhile.
+        return min(limit - sum(sizes.values()), shutil.disk_usage(own).free - needed)
+
     with _turn(own.parent):
         sizes = {path: size(path) for path in others(own)}
         for path in sorted(sizes, key=_used):
-            if sum(sizes.values()) <= limit:
+            if left() >= 0:
                 break
             if _remove(path):
                 log.info("removed %s, %.2f GB, to make room in %s", path, sizes.pop(path) / 1e9, own.parent)
-        return limit - sum(sizes.values())
+        return left()
 
 
 def _used(part: Path) -> float:
