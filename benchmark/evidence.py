@@ -18,6 +18,7 @@ from benchmark import plan  # noqa: E402
 from tool import bootstrap  # noqa: E402
 
 RESAMPLES = 2000
+SMALL_GAP = 0.01  # a share of less than a point of mIoU says nothing
 BLOCK = {"camvid": 10, "shapes": 1}  # images drawn together: neighbours in a video are not independent
 NAMES = {
     "student": "student alone",
@@ -68,7 +69,7 @@ def summarise(
                 "gain": statistics.mean(gains),
                 "gain_spread": _spread(gains),
                 "gain_interval": bootstrap.interval(both),
-                "gap_closed": statistics.mean(gains) / gap if gap > 0 else None,
+                "gap_closed": statistics.mean(gains) / gap if gap > SMALL_GAP else None,
             }
         summary[method] = row
     return summary
@@ -122,7 +123,7 @@ def _fair(content: dict[str, Any]) -> str:
 
 
 def _dependence(content: dict[str, Any]) -> str:
-    """Of the seeds that all its rows have, also in the rows that the other tables have, too."""
+    """Of plan.DEPENDENCE_SEEDS alone, also in the rows that the other tables have, too."""
     dataset, rows = content["dataset"], content["dependence"]
     planned = dict.fromkeys(task.method for task in plan.tasks(dataset, 0, dict.fromkeys(plan.RUNS, 0)))
     return table(rows, ["teacher", "student", "default", *(row for row in planned if row not in {*MAIN, *FAIR})])

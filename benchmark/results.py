@@ -205,8 +205,12 @@ class Bench:
 
     def perform_all(self, tasks: Sequence[Task], jobs: int) -> None:
         """Up to `jobs` at a time. A failure lets those that run end, and starts no others."""
-        if jobs > 1:  # those that others wait for first, so that few wait
-            tasks = sorted(tasks, key=lambda task: task.run == "pspnet50_18")
+        if jobs > 1:  # those that others wait for first, so that few wait; then the longest, so that none is left over
+
+            def order(task: Task) -> tuple[bool, int]:
+                return task.run == "pspnet50_18", -(task.epochs or self.epochs[task.run])
+
+            tasks = sorted(tasks, key=order)
             os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // jobs, 1)))
         started: dict[tuple[str, int], Future] = {}
         failed = threading.Event()
@@ -241,10 +245,9 @@ class Bench:
         self.pixels = {name: pixels for name, pixels in self.pixels.items() if name in names}
 
     def write(self) -> None:
-        entries = self.content["runs"]
-        few = [entry for entry in entries if entry["seed"] in plan.DEPENDENCE_SEEDS[self.dataset]]
-        self.content["summary"] = evidence.summarise(self.dataset, entries, self.pixels)
-        self.content["dependence"] = evidence.summarise(self.dataset, few, self.pixels)
+        for name, seeds in (("summary", plan.SEEDS), ("dependence", plan.DEPENDENCE_SEEDS)):
+            entries = [entry for entry in self.content["runs"] if entry["seed"] in seeds[self.dataset]]
+            self.content[name] = evidence.summarise(self.dataset, entries, self.pixels)
         self.record.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(self.record.with_suffix(".npz")) as file:
             np.savez_compressed(file, **self.pixels)
@@ -302,8 +305,7 @@ def main() -> None:
         bench = Bench(arguments.dataset, out, arguments.data_root, record)
         tasks = list(plan.tasks(arguments.dataset, bench.same_time(), bench.epochs))
         bench.drop_stale(tasks)
-        seeds = arguments.seeds or plan.SEEDS[arguments.dataset]
-        missing = [task for task in tasks if task.seed in seeds and not bench.find(task)]
+        missing = [task for task in tasks if task.seed in (arguments.seeds or [task.seed]) and not bench.find(task)]
         bench.perform_all(missing[: arguments.first], arguments.jobs)
 
 

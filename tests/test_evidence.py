@@ -44,11 +44,12 @@ def test_no_two_runs_share_a_name_or_settings(dataset, tmp_path):
     tasks = {(t.method, t.seed): t for t in plan.tasks(dataset, 8, made.epochs)}
     assert len({made.folder(seed, method) for method, seed in tasks}) == len(tasks)
     assert len({made.settings(t) for t in tasks.values()}) == len(tasks)
-    assert {seed for method, seed in tasks if method == "default"} == set(plan.SEEDS[dataset])
+    seeds = {*plan.SEEDS[dataset], *plan.DEPENDENCE_SEEDS[dataset]}
+    assert {seed for method, seed in tasks if method == "default"} == seeds
 
 
 def test_few_labels_have_their_own_teacher_and_as_many_steps(tmp_path):
-    made, few = bench("shapes", tmp_path), task("shapes", "default, 100 labels", 10)
+    made, few = bench("shapes", tmp_path), task("shapes", "default, 100 labels", 15)
     keys = keys_of(made, few)
     assert keys["DATA.train_list"].endswith("train100.txt") and "teacher_100_labels" in keys["DISTILL.teacher_path"]
     assert int(keys["TRAIN.epochs"]) == 4 * made.epochs["pspnet50_18"]
