@@ -82,20 +82,22 @@ def tasks(dataset: str, same_time: int, epochs: Mapping[str, int]) -> Iterator[T
             for method, overrides in CAMVID.items():
                 yield distilled(method, seed, overrides=overrides)
     for seed in DEPENDENCE_SEEDS[dataset]:
-        if dataset == "camvid":
-            yield from long_schedules(dataset, seed)
-            continue
-        yield from three_networks(dataset, seed)
-        for method, overrides in SETTINGS.items():
-            yield distilled(method, seed, overrides=overrides)
-        for count in TEACHER_EPOCHS:
-            other = teacher(dataset, seed)._replace(method=f"teacher of {count} epochs", epochs=count)
-            yield other
-            yield distilled(f"default, {other.method}", seed, teacher=other.method)
-        yield from long_schedules(dataset, seed, max(TEACHER_EPOCHS))
-        for labels in LABELS:
-            longer = {run: number * SHAPES_LABELS // labels for run, number in epochs.items()}
-            yield from few_labels(dataset, seed, labels, longer)
+        yield from long_schedules(dataset, seed) if dataset == "camvid" else dependence(dataset, seed, epochs)
+
+
+def dependence(dataset: str, seed: int, epochs: Mapping[str, int]) -> Iterator[Task]:
+    """Other settings, teachers, schedules and numbers of labels; epochs: of the config of each run."""
+    yield from three_networks(dataset, seed)
+    for method, overrides in SETTINGS.items():
+        yield distilled(method, seed, overrides=overrides)
+    for count in TEACHER_EPOCHS:
+        other = teacher(dataset, seed)._replace(method=f"teacher of {count} epochs", epochs=count)
+        yield other
+        yield distilled(f"default, {other.method}", seed, teacher=other.method)
+    yield from long_schedules(dataset, seed, max(TEACHER_EPOCHS))
+    for labels in LABELS:
+        longer = {run: number * SHAPES_LABELS // labels for run, number in epochs.items()}
+        yield from few_labels(dataset, seed, labels, longer)
 
 
 def three_networks(dataset: str, seed: int) -> Iterator[Task]:

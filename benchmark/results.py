@@ -72,12 +72,14 @@ class Bench:
         """Of each run's config."""
         return {run: config.load(ROOT / self.config_file(run)).train.epochs for run in plan.RUNS}
 
+    def epochs_of(self, task: Task) -> int:
+        return task.epochs or self.epochs[task.run]
+
     def folder(self, seed: int, method: str) -> Path:
         return self.out / f"seed_{seed}" / method.replace(",", "").replace(" ", "_")
 
     def checkpoint(self, task: Task) -> Path:
-        epochs = task.epochs or self.epochs[task.run]
-        return self.folder(task.seed, task.method) / "model" / f"train_epoch_{epochs}.pth"
+        return self.folder(task.seed, task.method) / "model" / f"train_epoch_{self.epochs_of(task)}.pth"
 
     def teacher(self, task: Task) -> Task:
         """The task that makes what teaches `task`."""
@@ -91,7 +93,7 @@ class Bench:
         folder = self.folder(task.seed, task.method)
         keys: dict[str, Any] = {
             "TRAIN.manual_seed": task.seed,
-            "TRAIN.epochs": task.epochs or self.epochs[task.run],
+            "TRAIN.epochs": self.epochs_of(task),
             "TRAIN.save_path": folder / "model",
             "TRAIN.pictures": 0,
             "TRAIN.evaluate": False,  # val is looked at once, at the end
@@ -186,7 +188,7 @@ class Bench:
             "method": task.method,
             "seed": task.seed,
             **{name: tested.metrics[name] for name in ("mIoU", "mAcc", "allAcc")},
-            "epochs": task.epochs or self.epochs[task.run],
+            "epochs": self.epochs_of(task),
             "seconds": round(seconds, 1),
             "machine": measure.machine()["device"],
             "beside": {"student": task.student, "teacher": task.teacher},
@@ -206,11 +208,7 @@ class Bench:
     def perform_all(self, tasks: Sequence[Task], jobs: int) -> None:
         """Up to `jobs` at a time. A failure lets those that run end, and starts no others."""
         if jobs > 1:  # those that others wait for first, so that few wait; then the longest, so that none is left over
-
-            def order(task: Task) -> tuple[bool, int]:
-                return task.run == "pspnet50_18", -(task.epochs or self.epochs[task.run])
-
-            tasks = sorted(tasks, key=order)
+            tasks = sorted(tasks, key=lambda task: (task.run == "pspnet50_18", -self.epochs_of(task)))
             os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // jobs, 1)))
         started: dict[tuple[str, int], Future] = {}
         failed = threading.Event()
@@ -305,7 +303,8 @@ def main() -> None:
         bench = Bench(arguments.dataset, out, arguments.data_root, record)
         tasks = list(plan.tasks(arguments.dataset, bench.same_time(), bench.epochs))
         bench.drop_stale(tasks)
-        missing = [task for task in tasks if task.seed in (arguments.seeds or [task.seed]) and not bench.find(task)]
+        seeds = arguments.seeds or {task.seed for task in tasks}
+        missing = [task for task in tasks if task.seed in seeds and not bench.find(task)]
         bench.perform_all(missing[: arguments.first], arguments.jobs)
 
 

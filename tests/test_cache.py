@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -17,7 +15,6 @@ from test_resume import same
 from model.pspnet import PSPNet
 from util import checkpoint, quota
 from util.cache import TeacherCache
-from util.errors import UserError
 from util.loader import TrainData
 
 
@@ -192,47 +189,6 @@ def test_the_runs_used_longest_ago_make_room(tiny, cached, fails, command):
     line = fails("train_50_18.py", *command(tiny.out / "d", "DISTILL.cache", str(tiny.out / "cache"),
                                             "DISTILL.cache_gb", "1e-6"))  # fmt: skip
     assert "DISTILL.cache_gb" in line and "logits" in line and old.is_dir()
-
-
-def test_a_run_in_use_is_not_removed(tiny, teacher, tmp_path):
-    cfg = tiny.load(*teacher, "DISTILL.cache", str(tmp_path / "cache"))
-    kept = TeacherCache(cfg, network(), ["logits"])
-    with kept.opened(1):
-        code = f"from util.quota import _remove; from pathlib import Path; print(_remove(Path({str(kept.folder)!r})))"
-        assert python("-c", code).stdout.strip() == "False" and (kept.folder / "run.json").is_file()
-    assert quota._remove(kept.folder) and not kept.folder.exists()
-    assert not quota._remove(tmp_path)  # not a cache
-
-
-def test_parts_in_use_may_grow_while_a_run_starts(tiny, teacher, tmp_path, monkeypatch):
-    cfg = tiny.load(*teacher, "DISTILL.cache", str(tmp_path / "cache"))
-    kept = TeacherCache(cfg, network(), ["logits"])
-    with quota.hold(tmp_path / "cache/other", {}):
-        looks = iter(range(1, 1000))
-        monkeypatch.setattr(quota, "size", lambda part: 4096 * next(looks) if part.name == "other" else 0)
-        with kept.opened(1):  # there is room for both
-            assert next(looks) > 1
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
-        monkeypatch.setattr(quota, "size", lambda part: 10**9 if part.name == "other" else 0)
-        with pytest.raises(UserError, match="in use by other runs"), kept.opened(1):
-            pass
-
-
-def test_runs_that_start_together_do_not_disturb_one_another(tmp_path):
-    code = """if True:
-        import sys
-        from pathlib import Path
-        from util import quota
-        base, own = Path(sys.argv[1]), sys.argv[2]
-        for _ in range(60):
-            with quota.hold(base / own, {"of": own}):
-                assert (base / own / "run.json").is_file()
-                quota.make_room(base / own, 0, 0)
-                assert (base / own / "run.json").is_file()
-    """
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda own: python("-c", code, tmp_path / "cache", own), ("a", "a", "b", "b")))
-    assert [result.returncode for result in results] == [0] * 4, results
 
 
 def test_a_full_disk_ends_the_writing_not_the_run(tiny, cached, monkeypatch):

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.pspnet import ZOOM, Output, PSPNet
-from util import quota, run
+from util import files, quota, run
 from util.config import Config, Data
 from util.dataset import read_text
 from util.errors import UserError
@@ -168,7 +167,7 @@ class TeacherCache:
                 f"{self.limit / GB:g}; raise it, or leave DISTILL.cache empty"
             )
         # What other runs left may be removed to make room for this one's.
-        free = self.free() + sum(map(quota.size, quota.others(self.folder)))
+        free = files.free(self.base) + sum(map(quota.size, quota.others(self.folder)))
         if total - there > free:
             raise UserError(
                 f"{self.base} has {free / GB:.1f} GB left for DISTILL.cache; the teacher's outputs on {crops} crops "
@@ -180,11 +179,6 @@ class TeacherCache:
 
     def bytes_there(self) -> int:
         return sum(quota.size(self.folder / name) for name in self.shapes)
-
-    def free(self) -> int:
-        """Bytes left on the disk."""
-        existing = next(path for path in (self.base, *self.base.absolute().parents) if path.exists())
-        return shutil.disk_usage(existing).free
 
     @contextlib.contextmanager
     def opened(self, crops: int) -> Iterator[None]:

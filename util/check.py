@@ -3,7 +3,6 @@
 import math
 import os
 import resource
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from model import pspnet
 from model.distill.adapters import Adapted
-from util import evaluate, run
+from util import evaluate, files, run
 from util.config import Config
 from util.dataset import Pair, read_colors, read_names, read_pair, scored_list
 from util.decode import read_image
@@ -195,12 +194,10 @@ def _memory() -> str:
 
 def _room(folder: Path, size: int, what: str, key: str) -> None:
     """Raise UserError when `folder` could not be made and written, or the disk has less than `size` bytes left."""
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
+    there = files.nearest(folder)
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         raise UserError(f"{there} cannot be written, and {folder} ({key}) lies in it")
-    free = shutil.disk_usage(there).free
+    free = files.free(folder)
     if size > free:
         raise UserError(f"{folder} ({key}) has {_bytes(free)} left; {what} need up to {_bytes(size)}")
     _say(f"it would write {what}, up to {_bytes(size)} at once, to {folder}, where {_bytes(free)} are free")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -36,6 +37,16 @@ def sweep(folder: Path) -> None:
     """Remove what a killed `replacing` left in `folder`."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
+
+
+def nearest(folder: Path) -> Path:
+    """`folder`, or what exists of the path to it."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def free(folder: Path) -> int:
+    """Bytes left on the disk that `folder` is on, or would be."""
+    return shutil.disk_usage(nearest(folder)).free
 
 
 def read_text(path: str | Path, limit: int) -> str:

@@ -67,7 +67,7 @@ def make_room(own: Path, limit: float, needed: float) -> float:
 
     def left() -> float:
         # The disk is asked, not reckoned: parts in use grow meanwhile.
-        return min(limit - sum(sizes.values()), shutil.disk_usage(own).free - needed)
+        return min(limit - sum(sizes.values()), files.free(own) - needed)
 
     with _turn(own.parent):
         sizes = {path: size(path) for path in others(own)}
