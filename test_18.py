@@ -1,6 +1,7 @@
 """Test the student alone, a PSPNet-ResNet18: class maps, metrics.json, a table."""
 
-from util import run, testing
+from util import run
+from util.evaluate import testing
 
 
 def main(cfg):

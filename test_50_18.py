@@ -1,6 +1,7 @@
 """Test the distilled student, a PSPNet-ResNet18, and set it beside the teacher and the student alone."""
 
-from util import run, testing
+from util import run
+from util.evaluate import testing
 
 
 def main(cfg):

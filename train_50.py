@@ -1,16 +1,16 @@
 """Train the teacher, a PSPNet-ResNet50, by cross entropy on its final and auxiliary outputs."""
 
-from model import pspnet
-from model.loss import supervised
-from util import engine, run
+from model.loss import supervised_losses
+from util import network, run
+from util.train import engine
 
 
 def main(cfg):
-    teacher = pspnet.build(cfg)
+    teacher = network.build(cfg)
 
     def losses(network, batch):
         output = network(batch.image)
-        return output.logits, supervised(output, batch.labels(cfg.train.zoom_factor))
+        return output.logits, supervised_losses(output, batch.labels(cfg.train.zoom_factor))
 
     engine.fit(cfg, teacher, losses, {"ce": 1.0, "aux_ce": cfg.train.aux_weight})
 

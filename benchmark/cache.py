@@ -17,8 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmark import measure, pictures, steps  # noqa: E402
-from util import run  # noqa: E402
-from util.loader import StepSampler, TrainData, train_loader  # noqa: E402
+from util.data.loader import ResumableBatchSampler, TrainData, train_loader  # noqa: E402
 
 WAYS = {"student": "student", "distillation": "distillation", "writing": "distillation", "reading": "distillation"}
 
@@ -26,7 +25,7 @@ WAYS = {"student": "student", "distillation": "distillation", "writing": "distil
 def seconds(fit: steps.Fit, stepper: steps.Stepper, options: Namespace) -> float:
     """Mean over an epoch's steps but the first, waiting for the loader included."""
     data = TrainData(fit.cfg, 0, fit.teacher.cache if fit.teacher else None)
-    for step, raw in enumerate(train_loader(data, StepSampler(data, fit.cfg.train), options.workers)):
+    for step, raw in enumerate(train_loader(data, ResumableBatchSampler(data, fit.cfg.train), options.workers)):
         stepper.step(raw, step + 1)
         if step == 0:
             start = time.perf_counter()
@@ -37,7 +36,6 @@ def seconds(fit: steps.Fit, stepper: steps.Stepper, options: Namespace) -> float
 def main() -> None:
     parser = measure.parser(__doc__, crop=473, batch=2, classes=pictures.CLASSES, steps=6, repeats=3, workers=1)
     options = parser.parse_args()
-    run.keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures.make(folder, options.steps * options.batch)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmark import plan  # noqa: E402
-from tool import bootstrap  # noqa: E402
+from tool.report import bootstrap  # noqa: E402
 
 RESAMPLES = 2000
 SMALL_GAP = 0.01  # a share of less than a point of mIoU says nothing

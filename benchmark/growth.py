@@ -26,17 +26,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmark import measure, steps  # noqa: E402
 from model.distill.features import mse  # noqa: E402
 from model.distill.logits import kl  # noqa: E402
-from model.loss import Labels, sample, supervised  # noqa: E402
+from model.labels import Labels, sample_labels  # noqa: E402
+from model.loss import supervised_losses  # noqa: E402
 from model.pspnet import Output  # noqa: E402
-from util import run  # noqa: E402
+from util import distributed  # noqa: E402
 
 AXES = {"crop": "crops", "batch": "batches", "classes": "class_counts", "processes": "process_counts"}
 
 
 def cell(kind: str, options: Namespace) -> dict[str, float]:
     """Seconds a step and peak MiB, in this process."""
-    with tempfile.TemporaryDirectory() as folder, run.processes():
-        options.batch //= run.world_size()
+    with tempfile.TemporaryDirectory() as folder, distributed.processes():
+        options.batch //= distributed.world_size()
         step = steps.script_step(kind, "auto", options, Path(folder))
         for _ in range(2):
             step()
@@ -49,11 +50,13 @@ def losses_memory(options: Namespace) -> float:
 
     def losses(crop: int) -> None:
         coarse = (crop - 1) // 8 + 1
-        noise = [torch.randn(options.batch, options.classes, coarse, coarse, device=run.device()) for _ in range(4)]
+        noise = [
+            torch.randn(options.batch, options.classes, coarse, coarse, device=distributed.device()) for _ in range(4)
+        ]
         student = Output(noise[0].requires_grad_(), noise[1].requires_grad_(), {})
-        label = torch.randint(0, options.classes, (options.batch, crop, crop), device=run.device())
-        fine, small = Labels.of(label, steps.VOID), Labels.of(sample(label, 1), steps.VOID)
-        total = sum(supervised(student, fine).values())
+        label = torch.randint(0, options.classes, (options.batch, crop, crop), device=distributed.device())
+        fine, small = Labels.of(label, steps.VOID), Labels.of(sample_labels(label, 1), steps.VOID)
+        total = sum(supervised_losses(student, fine).values())
         (total + kl(student.logits, noise[2], small) + mse(student.aux, noise[3], small)).backward()
 
     losses(9)
@@ -81,7 +84,6 @@ def main() -> None:
     parser.add_argument("--kinds", default="student,distillation", help="default: %(default)s")
     parser.add_argument("--cell", help="measure one cell in this process: a kind of step, or losses")
     options = parser.parse_args()
-    run.keep_freed_memory()
     if options.cell:
         found = losses_memory(options) if options.cell == "losses" else cell(options.cell, options)
         if os.environ.get("RANK", "0") == "0":

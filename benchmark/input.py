@@ -26,9 +26,8 @@ from torch.utils.data import default_collate
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmark import measure, pictures, steps, theirs  # noqa: E402
-from util import run  # noqa: E402
 from util.config import Config  # noqa: E402
-from util.loader import StepSampler, TrainData, collate, train_loader  # noqa: E402
+from util.data.loader import ResumableBatchSampler, TrainData, collate, train_loader  # noqa: E402
 
 
 def ways(options: Namespace, cfg: Config) -> dict[str, Callable[[], None]]:
@@ -62,7 +61,7 @@ def waiting(options: Namespace, cfg: Config) -> float:
     size = Namespace(crop=options.crop, batch=options.batch, classes=pictures.CLASSES)
     stepper = steps.script_stepper("student", "auto", size, Path(), {})
     data = TrainData(cfg, seed=0)
-    sampler = StepSampler(data, cfg.train)
+    sampler = ResumableBatchSampler(data, cfg.train)
     batches, waits, all_ = iter(train_loader(data, sampler, options.workers)), [], []
     for step in range(options.steps):
         start = time.perf_counter()
@@ -79,7 +78,6 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--semseg", type=Path, metavar="FOLDER")
     options = parser.parse_args()
-    run.keep_freed_memory()
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as name:
         pictures.make(Path(name), options.images, options.height, options.width)

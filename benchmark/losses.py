@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmark import measure, steps  # noqa: E402
-from util import config, run  # noqa: E402
+from util import config  # noqa: E402
 
 RECIPES = {path.stem: path for path in sorted((steps.ROOT / "config/camvid/distill").glob("*.yaml"))}
 BASE = "kl"
@@ -39,7 +39,6 @@ def main() -> None:
     parser.add_argument("--recipes", default=",".join(RECIPES), help="default: all of config/camvid/distill")
     parser.add_argument("--only", metavar="RECIPE", help="two steps of one recipe, and its peak MiB")
     options = parser.parse_args()
-    run.keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         if options.only:
             work = step(options.only, options, Path(folder))

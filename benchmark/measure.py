@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from util import run
+from util import distributed, run
 from util.errors import UserError
 
 
@@ -33,7 +33,6 @@ def default_malloc() -> Iterator[None]:
     """Without run.keep_freed_memory: as every other program runs."""
     run.keep_freed_memory(False)
     yield
-    run.keep_freed_memory()
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -81,8 +80,8 @@ def summary(times: Mapping[str, list[float]], base: str) -> dict[str, dict[str, 
 
 def ceiling(dtype: torch.dtype) -> tuple[Callable[[], None], float]:
     """The pace that convolutions reach: a 3x3 of 256 channels, forward. -> what to time, and its GFLOP."""
-    place = {"device": run.device(), "dtype": dtype}
-    times = 200 if run.device().type == "cuda" else 4  # a tenth of a second, so that starting it does not count
+    place = {"device": distributed.device(), "dtype": dtype}
+    times = 200 if distributed.device().type == "cuda" else 4  # a tenth of a second, so that starting it does not count
     x = torch.randn(8, 256, 60, 60, **place).to(memory_format=torch.channels_last)
     weight = torch.randn(256, 256, 3, 3, **place).to(memory_format=torch.channels_last)
 
@@ -143,7 +142,7 @@ def machine() -> dict[str, Any]:
         "device": model,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "auto": str(run.precision("auto")).removeprefix("torch."),
+        "auto": str(distributed.precision("auto")).removeprefix("torch."),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

@@ -43,9 +43,9 @@ sys.path.insert(0, str(ROOT))
 from benchmark import evidence, measure, plan  # noqa: E402
 from benchmark.plan import Task  # noqa: E402
 from model.pspnet import PSPNet  # noqa: E402
-from tool import runs  # noqa: E402
+from tool.report import runs  # noqa: E402
 from util import config, files  # noqa: E402
-from util.resume import FREE  # noqa: E402
+from util.train.resume import MAY_CHANGE_ON_RESUME  # noqa: E402
 
 MARK = "settings"  # file in a run's folder: with what settings it was begun
 
@@ -118,7 +118,11 @@ class Bench:
         """A digest of all that decides what is learned: keys of the config file and the overrides, labels, teacher."""
         tree = config.load(ROOT / self.config_file(task.run), self.overrides(task)).model_dump(by_alias=True)
         decisive = [
-            {key: value for key, value in tree[section].items() if key not in FREE[section] | {"teacher_path"}}
+            {
+                key: value
+                for key, value in tree[section].items()
+                if key not in MAY_CHANGE_ON_RESUME[section] | {"teacher_path"}
+            }
             for section in ("DATA", "TRAIN", "DISTILL")
             if tree[section]
         ]
@@ -247,7 +251,7 @@ class Bench:
             entries = [entry for entry in self.content["runs"] if entry["seed"] in seeds[self.dataset]]
             self.content[name] = evidence.summarise(self.dataset, entries, self.pixels)
         self.record.parent.mkdir(parents=True, exist_ok=True)
-        with files.replacing(self.record.with_suffix(".npz")) as file:
+        with files.atomic_write(self.record.with_suffix(".npz")) as file:
             np.savez_compressed(file, **self.pixels)
         files.replace_text(self.record.with_suffix(".json"), json.dumps(self.content, indent=1) + "\n")
 

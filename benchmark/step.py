@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmark import measure, steps  # noqa: E402
-from util import run  # noqa: E402
+from util import distributed  # noqa: E402
 
 IDEAS = {"cpu": ("nn.Conv2d", "malloc", "full-size CE"), "cuda": ("tuned", "full-size CE")}
 
@@ -41,7 +41,7 @@ def names(kind: str, options: Namespace) -> list[str]:
         return ["ours", *options.ways.split(",")]
     if not options.ideas:
         return ["ours", "fp32", "plain", *(["original"] if options.original and kind == "distillation" else [])]
-    device = run.device().type
+    device = distributed.device().type
     more = {"unfolded": kind == "distillation", "compile": kind == "student" or device == "cuda"}
     return ["ours", *IDEAS[device], *(name for name, has in more.items() if has)]
 
@@ -52,14 +52,14 @@ def compare(kind: str, options: Namespace, folder: Path) -> dict:
         steps.plain_step(kind, options)()
     work = counter.get_total_flops() / 1e9
     ways = steps.variants(kind, options, folder, names(kind, options))
-    floor, gflop = measure.ceiling(run.precision("auto"))
+    floor, gflop = measure.ceiling(distributed.precision("auto"))
     times = measure.turns(ways, options.repeats, floor)
     rows = measure.summary(times, "ours")
     pace = gflop / statistics.median(times["floor"])
     ways.clear()  # its networks take memory
     for name, row in rows.items():
         row["share"] = work / row["seconds"] / pace
-        if run.device().type == "cuda":
+        if distributed.device().type == "cuda":
             row["peak_MiB"] = peak_alone(kind, options, folder, name)
         else:
             row["peak_MiB"] = measure.in_process(__file__, *_again(options), "--kinds", kind, "--only", name)
@@ -90,7 +90,6 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(steps.SCRIPTS), help="default: %(default)s")
     parser.add_argument("--only", metavar="WAY", help="two steps of one way, and its peak MiB")
     options = parser.parse_args()
-    run.keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         if options.only:
             print(json.dumps(peak_alone(options.kinds, options, Path(folder), options.only)))

@@ -15,16 +15,18 @@ import torch.nn.functional as F
 
 from benchmark import measure, theirs
 from model import conv, loss
-from model.distill.adapters import Adapted
+from model.distill.adapters import StudentWithAdapters
 from model.distill.features import mse
 from model.distill.logits import kl
-from model.loss import Labels, sample, supervised
+from model.labels import Labels, sample_labels
+from model.loss import supervised_losses
 from model.pspnet import PSPNet
-from util import config, engine, run
+from util import config, distributed
 from util.config import Config
-from util.schedule import Weights
-from util.step import Losses, Stepper, optimizer
-from util.teacher import Teacher
+from util.train import engine
+from util.train.schedule import Weights
+from util.train.step import Losses, Stepper, optimizer
+from util.train.teacher import Teacher
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"teacher": "train_50", "student": "train_18", "distillation": "train_50_18"}
@@ -46,13 +48,13 @@ class Fit(NamedTuple):
     """What a script hands to the training loop."""
 
     cfg: Config
-    net: PSPNet | Adapted
+    net: PSPNet | StudentWithAdapters
     losses: Losses
     weights: Mapping[str, float]
     teacher: Teacher | None = None
 
     def stepper(self) -> Stepper:
-        self.net.to(run.device(), memory_format=torch.channels_last)
+        self.net.to(distributed.device(), memory_format=torch.channels_last)
         weights = Weights(self.weights, {}, self.cfg.train.epochs)
         return Stepper(
             self.cfg, self.net, optimizer(self.cfg, self.net), self.losses, weights, seed=0, per_epoch=1 << 10
@@ -96,23 +98,23 @@ def script_step(
 def normalised(size: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     image, label = batch(size)
     image = (image.permute(0, 3, 1, 2).float() - 116) / 57
-    return image.contiguous().to(run.device()), label.long().to(run.device())
+    return image.contiguous().to(distributed.device()), label.long().to(distributed.device())
 
 
 def plain_step(kind: str, size: argparse.Namespace) -> Callable[[], None]:
     """The same work without any of the measures for speed."""
     torch.manual_seed(0)
     layers, teacher_layers = DEPTHS[kind]
-    net, teacher = PSPNet(layers, size.classes).to(run.device()).train(), None
+    net, teacher = PSPNet(layers, size.classes).to(distributed.device()).train(), None
     if teacher_layers:
-        teacher = PSPNet(teacher_layers, size.classes).to(run.device()).eval().requires_grad_(False)
+        teacher = PSPNet(teacher_layers, size.classes).to(distributed.device()).eval().requires_grad_(False)
     sgd = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
     image, label = normalised(size)
-    fine, coarse = Labels.of(label, VOID), Labels.of(sample(label, 1), VOID)
+    fine, coarse = Labels.of(label, VOID), Labels.of(sample_labels(label, 1), VOID)
 
     def step() -> None:
         out = net(image)
-        total = sum(supervised(out, fine).values())
+        total = sum(supervised_losses(out, fine).values())
         if teacher:
             target = teacher(image)
             total = total + kl(out.logits, target.logits, coarse) + mse(out.aux, target.aux, coarse)

@@ -32,7 +32,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmark import measure, pictures, theirs  # noqa: E402
 from model import pspnet  # noqa: E402
-from util import run, testing  # noqa: E402
+from util import (  # noqa: E402
+    distributed,
+)
+from util.evaluate import testing  # noqa: E402
 
 
 class FullSize(nn.Module):
@@ -64,8 +67,8 @@ def ours(options: Namespace, folder: Path, precision: str) -> Callable[[], None]
         folder, "pspnet18", "TEST.precision", precision, "TEST.base_size", options.base_size, *size,
         "TRAIN.workers", options.workers, "TEST.save_folder", folder / precision,
     )  # fmt: skip
-    net = pspnet.load(cfg.test.model_path, 18, pictures.CLASSES, aux=False).freeze(run.precision(precision))
-    net.to(run.device())
+    net = network.load(cfg.test.model_path, 18, pictures.CLASSES, aux=False).freeze(distributed.precision(precision))
+    net.to(distributed.device())
     loaded = mock.Mock(to=lambda _: mock.Mock(freeze=lambda _: net))
 
     def work() -> None:
@@ -87,7 +90,6 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--semseg", type=Path, metavar="FOLDER")
     options = parser.parse_args()
-    run.keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures.make(folder, options.images, options.height, options.width)
@@ -98,14 +100,14 @@ def main() -> None:
                 folder, "pspnet18", "TEST.test_h", options.crop, "TEST.test_w", options.crop,
                 "TEST.base_size", options.base_size, "TRAIN.workers", options.workers,
             )  # fmt: skip
-            full = FullSize(network()).to(run.device())
+            full = FullSize(network()).to(distributed.device())
             ways["semseg"] = theirs.semseg_testing(options.semseg, full, cfg, folder / "semseg")
         results = compare(ways, options, folder)
     measure.report(options, results)
 
 
 def compare(ways: dict[str, Callable[[], None]], options: Namespace, folder: Path) -> dict:
-    floor, gflop = measure.ceiling(run.precision("auto"))
+    floor, gflop = measure.ceiling(distributed.precision("auto"))
     times = measure.turns({k: measure.Variant(v, contextlib.nullcontext) for k, v in ways.items()},
                           options.repeats, floor)  # fmt: skip
     rows, judge = measure.summary(times, "ours"), folder / ("semseg" if options.semseg else "fp32")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from util import run
+from util import distributed
 from util.config import Config
 from util.errors import UserError
 
@@ -83,7 +83,7 @@ def original_step(path: Path, image: Tensor, label: Tensor) -> Callable[[], None
     )  # fmt: skip
     script.logger, script.writer = mock.Mock(), mock.Mock()
     with checkout.lent():
-        model = kdnet.KDNet(temperature=1.9, alpha=0.25).to(run.device())
+        model = kdnet.KDNet(temperature=1.9, alpha=0.25).to(distributed.device())
     student = model.student_net
     parts = [getattr(student, name) for name in "layer0 layer1 layer2 layer3 layer4 ppm cls aux_s".split()]
     groups = [{"params": part.parameters(), "lr": 0.01 * (1 if i < 5 else 10)} for i, part in enumerate(parts)]

@@ -14,19 +14,22 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model import pspnet  # noqa: E402
-from model.loss import cross_entropy, wide  # noqa: E402
-from util import engine, run, teacher  # noqa: E402
+from model.loss import cross_entropy, to_float32  # noqa: E402
+from util import (
+    network,  # noqa: E402
+    run,  # noqa: E402
+)
+from util.train import engine, teacher  # noqa: E402
 
 TEMPERATURE, ALPHA, CITYSCAPES_CLASSES = 1.9, 0.25, 19
 
 
 def main(cfg):
-    teach = teacher.Teacher(cfg, pspnet.load_teacher(cfg))
+    teach = teacher.Teacher(cfg, network.load_teacher(cfg))
 
     def losses(student, batch):
         def full(logits):
-            return F.interpolate(wide(logits), batch.image.shape[2:], mode="bilinear", align_corners=True)
+            return F.interpolate(to_float32(logits), batch.image.shape[2:], mode="bilinear", align_corners=True)
 
         t, output = full(teach(batch).logits), student(batch.image)
         s = full(output.logits)
@@ -39,7 +42,7 @@ def main(cfg):
         }
 
     weights = {"ce": ALPHA, "kl": 1 - ALPHA, "aux_smooth_l1": 1.0}
-    engine.fit(cfg, pspnet.build(cfg), losses, weights, teach)
+    engine.fit(cfg, network.build(cfg), losses, weights, teach)
 
 
 if __name__ == "__main__":

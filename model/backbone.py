@@ -5,12 +5,8 @@ A new backbone is one entry in RESNETS.
 
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import resnet
-
-from util import checkpoint
-from util.errors import UserError
 
 
 class Spec(NamedTuple):
@@ -27,9 +23,6 @@ RESNETS = {
     101: Spec(resnet.Bottleneck, (3, 4, 23, 3), resnet.ResNet101_Weights.IMAGENET1K_V1, 256),
     152: Spec(resnet.Bottleneck, (3, 8, 36, 3), resnet.ResNet152_Weights.IMAGENET1K_V1, 256),
 }
-
-# Where a classification ResNet's stem lies in layer0; conv2 to bn3 exist in the deep stem only.
-_STEM = {"conv1": "0", "bn1": "1", "conv2": "3", "bn2": "4", "conv3": "6", "bn3": "7"}
 
 
 def _stem(kind: str) -> nn.Sequential:
@@ -74,42 +67,3 @@ def stages(layers: int, stem: str) -> list[nn.Sequential]:
     _dilate(net.layer3, 2)
     _dilate(net.layer4, 4)
     return [layer0, net.layer1, net.layer2, net.layer3, net.layer4]
-
-
-def imagenet_state(layers: int) -> dict[str, Tensor]:
-    """torchvision's ImageNet weights, downloaded once into torch's cache."""
-    weights = RESNETS[layers].weights
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        folder = f"{torch.hub.get_dir()}/checkpoints"
-        raise UserError(
-            f"ImageNet weights could not be downloaded ({str(error).splitlines()[0]}); fetch {weights.url} elsewhere "
-            f"and place it in {folder}, or set TRAIN.pretrained to none or to a file"
-        ) from None
-
-
-def load_pretrained(net: nn.Module, pretrained: str, layers: int, stem: str) -> None:
-    """Fill layer0 .. layer4 of `net` by TRAIN.pretrained: imagenet, none, or a classification ResNet's file.
-
-    The classifier (fc) is left out; every other key must match. Raises UserError for a file that does not fit.
-    """
-    if pretrained == "none":
-        return
-    if pretrained == "imagenet":
-        if stem == "deep":
-            raise UserError(
-                "torchvision has no ImageNet weights for TRAIN.stem deep; set TRAIN.stem to plain, or "
-                "TRAIN.pretrained to semseg's file for this depth (initmodel/resnet50_v2.pth) or to none"
-            )
-        state, source = imagenet_state(layers), "torchvision's ImageNet weights"
-    else:
-        state, source = checkpoint.tensors(checkpoint.read(pretrained), pretrained), pretrained
-    renamed = {}
-    for key, value in state.items():
-        head, _, rest = key.partition(".")
-        if head != "fc":
-            renamed[f"layer0.{_STEM[head]}.{rest}" if head in _STEM else key] = value
-    own = {k: v for k, v in net.state_dict().items() if k.startswith("layer")}
-    checkpoint.check_match(renamed, own, source, f"a ResNet-{layers} with a {stem} stem")
-    net.load_state_dict(renamed, strict=False)  # the heads' keys are not in it; check_match saw to the rest

@@ -1,53 +1,15 @@
 """Cross entropy on a batch, and the one rule by which every loss is averaged."""
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.enlarge import Enlarged
+from model.labels import Labels
 from model.pspnet import Output
+from model.upsample import BilinearUpsampler
 
 
-def markers(ignore_label: int) -> tuple[int, int]:
-    """The two label values that mark padding and pixels of unlabelled images: the largest but ignore_label."""
-    padding, unlabelled = [value for value in (255, 254, 253) if value != ignore_label][:2]
-    return padding, unlabelled
-
-
-class Labels(NamedTuple):
-    """A batch's labels on one grid of points.
-
-    label: (N, h, w) int64: class index, ignore_label, or one of `markers`. mask: (N, h, w) bool, where a term counts.
-    count: the number that a sum over this batch is divided by. It is the number of valid positions of the batch,
-    or, where a batch is spread over processes and forward passes, of all of it divided by how many share it: so
-    the mean of the shares' losses is the mean over the whole batch's valid positions, not a mean of means.
-    """
-
-    label: Tensor
-    mask: Tensor
-    count: Tensor
-
-    @classmethod
-    def of(cls, label: Tensor, ignore_label: int) -> "Labels":
-        mask = label != ignore_label
-        return cls(label, mask, mask.sum().clamp(min=1))
-
-
-def sample(label: Tensor, zoom_factor: int) -> Tensor:
-    """(N, H, W) -> (N, h, w), h = (H - 1) * zoom_factor // 8 + 1, at the points where align_corners puts the grid.
-
-    For H = 8n + 1 that is every (8 / zoom_factor)-th pixel. Labels are picked, never interpolated.
-    """
-    for axis in (1, 2):
-        size = label.shape[axis]
-        points = torch.linspace(0, size - 1, (size - 1) * zoom_factor // 8 + 1, device=label.device).round().long()
-        label = label if len(points) == size else label.index_select(axis, points)
-    return label
-
-
-def wide(x: Tensor) -> Tensor:
+def to_float32(x: Tensor) -> Tensor:
     """`x` in float32 or float64: exponentials and sums need more than bfloat16's 8 bits."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
@@ -65,7 +27,7 @@ class _EnlargedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, label, mask):
-        seen = Enlarged(logits, label.shape[1:])
+        seen = BilinearUpsampler(logits, label.shape[1:])
         gradient, total = torch.zeros_like(seen.wide), logits.new_zeros(())
         for rows in seen.blocks():
             valid = mask[:, None, rows]
@@ -87,7 +49,7 @@ class _EnlargedCrossEntropy(torch.autograd.Function):
 
 def cross_entropy(logits: Tensor, labels: Labels) -> Tensor:
     """Mean cross entropy over valid pixels. logits (N, C, h, w) are first resized to the labels' grid."""
-    logits = wide(logits)
+    logits = to_float32(logits)
     if logits.shape[2:] == labels.label.shape[1:]:
         total = F.cross_entropy(logits, labels.label.where(labels.mask, -100), reduction="sum")
     else:
@@ -96,6 +58,6 @@ def cross_entropy(logits: Tensor, labels: Labels) -> Tensor:
     return total / labels.count
 
 
-def supervised(output: Output, labels: Labels) -> dict[str, Tensor]:
+def supervised_losses(output: Output, labels: Labels) -> dict[str, Tensor]:
     """The terms of plain PSPNet training: cross entropy of the final and of the auxiliary output."""
     return {"ce": cross_entropy(output.logits, labels), "aux_ce": cross_entropy(output.aux, labels)}

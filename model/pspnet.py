@@ -1,17 +1,13 @@
 """PSPNet (Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017) over a dilated ResNet; building and loading."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import backbone, frozen
+from model import backbone, fold
 from model.conv import WideConv2d
-from util import checkpoint, run
-from util.config import Config
-from util.errors import UserError
 
 BINS = (1, 2, 3, 6)
 ZOOM = {"layer1": 2} | dict.fromkeys(  # zoom_factor of each layer's grid: 2 is stride 4, 1 is stride 8
@@ -114,66 +110,5 @@ class PSPNet(nn.Module):
     def freeze(self, dtype: torch.dtype = torch.float32) -> "PSPNet":
         """For inference only: eval mode, no gradients, BatchNorm folded into the convolutions, weights in `dtype`."""
         self.eval().requires_grad_(False)
-        frozen.fuse(self)
+        fold.fuse(self)
         return self.to(dtype=dtype, memory_format=torch.channels_last)
-
-
-def build(cfg: Config) -> PSPNet:
-    """The network that TRAIN describes: all of TRAIN.weight in it, or TRAIN.pretrained in its backbone.
-
-    A TRAIN.weight brings its own stem, recognised from its keys. TRAIN.pretrained is not asked for when a checkpoint
-    will replace it (TRAIN.resume): machines without a network can go on.
-    """
-    train = cfg.train
-    if train.weight:
-        state = checkpoint.network_state(train.weight, "student")
-        net = PSPNet(train.layers, cfg.data.classes, _stem_of(state), train.dropout)
-        _fill(net, state, train.weight)
-    else:
-        net = PSPNet(train.layers, cfg.data.classes, train.stem, train.dropout)
-        if not checkpoint.to_resume(train.resume, Path(train.save_path)):
-            backbone.load_pretrained(net, train.pretrained, train.layers, train.stem)
-    return net
-
-
-def load(path: str, layers: int, classes: int, part: str = "student", aux: bool = True) -> PSPNet:
-    """The network in a checkpoint; its stem is recognised from the keys.
-
-    layers, classes: what the config says, and the file must hold. part: "student" or "teacher", for a file that
-    holds both. aux: take the auxiliary head, if there is one. Raises UserError naming what differs.
-    """
-    state = checkpoint.network_state(path, part)
-    net = PSPNet(layers, classes, _stem_of(state), aux=aux and "aux.4.weight" in state)
-    _fill(net, state, path)
-    return net
-
-
-def _stem_of(state: dict[str, Tensor]) -> str:
-    return "deep" if "layer0.3.weight" in state else "plain"
-
-
-def _fill(net: PSPNet, state: dict[str, Tensor], path: str) -> None:
-    """Load strictly; only an auxiliary head that `net` does not have is left out."""
-    if net.aux is None:
-        state = {key: value for key, value in state.items() if not key.startswith("aux.")}
-    checkpoint.check_match(state, net.state_dict(), path, f"a PSPNet-{net.layers} of {net.classes} classes")
-    net.load_state_dict(state)
-
-
-def load_teacher(cfg: Config) -> PSPNet:
-    """The frozen teacher of DISTILL, on the device and in DISTILL.precision (or else TRAIN.precision).
-
-    Raises UserError, saying how to make one, when it is not there.
-    """
-    if cfg.distill is None:
-        raise UserError("the config has no DISTILL section; see config/voc2012/voc2012_pspnet50_18.yaml")
-    path = cfg.distill.teacher_path
-    if not checkpoint.exists(path):
-        raise UserError(
-            f"teacher checkpoint {path} (DISTILL.teacher_path) does not exist; "
-            "train one with train_50.py and this dataset's pspnet50 config"
-        )
-    teacher = load(path, cfg.distill.teacher_layers, cfg.data.classes, part="teacher")
-    if teacher.aux is None and cfg.distill.weights.aux_mse > 0:
-        raise UserError(f"{path}: the teacher has no auxiliary head; set DISTILL.weights.aux_mse to 0")
-    return teacher.to(run.device()).freeze(run.precision(cfg.distill.precision or cfg.train.precision))

@@ -101,7 +101,7 @@ def tiny(dataset, tmp_path) -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def runs(dataset, tmp_path_factory) -> Path:
     """A folder of three tested runs: the truth with 2 columns wrong (teacher), 12 (student alone) and 6 (distilled)."""
-    from util import testing
+    from util.evaluate import testing
 
     root = tmp_path_factory.mktemp("exp")
     (root / "tiny.yaml").write_text(CONFIG.format(root=dataset, out=root))
@@ -114,7 +114,7 @@ def runs(dataset, tmp_path_factory) -> Path:
             prediction = np.where(label == VOID, 0, label)
             prediction[:, :wrong] = (prediction[:, :wrong] + 1) % CLASSES
             Image.fromarray(prediction).save(result / "gray" / f"{stem}.png")
-        torch.save({"state_dict": network(layers).state_dict()}, model / "train_epoch_2.pth")
+        torch.save({"state_dict": tiny_pspnet(layers).state_dict()}, model / "train_epoch_2.pth")
         lines = [{"epoch": e, "loss": wrong / e, "ce": 1 / e, "train_mIoU": 0.1 * e} for e in (1, 2)]
         (model / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         keys = f"TEST.has_prediction True TEST.save_folder {result} TRAIN.layers {layers}"
@@ -130,7 +130,7 @@ EPOCHS = ["TRAIN.epochs", "3", "TRAIN.batch_size", "2"]
 def teacher(tmp_path_factory) -> list[str]:
     """The overrides that name a teacher."""
     path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
-    torch.save({"state_dict": network().state_dict()}, path)
+    torch.save({"state_dict": tiny_pspnet().state_dict()}, path)
     return ["DISTILL.teacher_layers", "18", "DISTILL.check_images", "0", "DISTILL.teacher_path", str(path)]
 
 
@@ -192,7 +192,7 @@ def python(*command: str, processes: int = 1, folder: Path = ROOT) -> subprocess
     )
 
 
-def network(layers: int = 18, stem: str = "plain", seed: int = 0):
+def tiny_pspnet(layers: int = 18, stem: str = "plain", seed: int = 0):
     """A PSPNet of 4 classes, in eval mode, whose BatchNorms do something."""
     from model.pspnet import PSPNet
 

@@ -25,7 +25,7 @@ def turned(orientation: int) -> bytes:
     return encoded(np.ascontiguousarray(stored), "JPEG", quality=95, exif=exif(orientation))
 
 
-def wide(channels: int) -> bytes:
+def to_float32(channels: int) -> bytes:
     """A 16-bit PNG."""
     deep = (PICTURE if channels == 3 else PICTURE[..., :1]).astype(np.uint16)[..., ::-1] * 257
     return cv2.imencode(".png", deep)[1].tobytes()
@@ -41,8 +41,8 @@ IMAGES = cases(
         "palette": ("works", encoded(PICTURE, "PNG", "P")),
         "CMYK": ("works", encoded(PICTURE, "JPEG", "CMYK")),
         "YCbCr": ("works", encoded(PICTURE, "JPEG", "YCbCr")),
-        "16 bits": ("works", wide(3)),
-        "16 bits gray": ("works", wide(1)),
+        "16 bits": ("works", to_float32(3)),
+        "16 bits gray": ("works", to_float32(1)),
         "progressive": ("works", encoded(PICTURE, "JPEG", progressive=True)),
         "thumbnail": ("works", encoded(PICTURE, "JPEG", exif=exif(1, JPEG))),
         "bytes after the end": ("works", JPEG + b"trailer" * 99),
@@ -94,7 +94,7 @@ LABELS = cases(
         "gray and alpha": ("LA picture", encoded(PICTURE, "PNG", "LA")),
         "CMYK": ("CMYK picture", encoded(PICTURE, "JPEG", "CMYK")),
         "one bit": ("1 picture", encoded(LABEL, "PNG", "1")),
-        "16 bits": ("picture; expected one channel", wide(1)),
+        "16 bits": ("picture; expected one channel", to_float32(1)),
         "floats": ("F picture", encoded(LABEL.astype(np.float32), "TIFF")),
         "lossy": ("value", encoded(LABEL, "JPEG", quality=60)),
         "nothing": ("decoded", b""),

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import network, python
+from conftest import python, tiny_pspnet
 from test_resume import same
 
 from model.pspnet import PSPNet
 from util import checkpoint, quota
-from util.cache import TeacherCache
-from util.loader import TrainData
+from util.data.loader import TrainData
+from util.train.teacher_cache import TeacherCache
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_what_changes_the_outputs_is_another_cache(tiny, cached, change):
 
 def test_another_teacher_is_another_cache(tiny, cached):
     cached("first")
-    torch.save({"state_dict": network(seed=1).state_dict()}, tiny.out / "other.pth")
+    torch.save({"state_dict": tiny_pspnet(seed=1).state_dict()}, tiny.out / "other.pth")
     assert cached("second", "DISTILL.teacher_path", tiny.out / "other.pth")[1] == 24
 
 
@@ -149,7 +149,7 @@ def test_a_stopped_run_goes_on(tiny, cached, monkeypatch):
     """Records of the steps before are there; the end is that of a run that nothing stopped."""
     whole, _, _ = cached("whole")
     shutil.rmtree(tiny.out / "cache")
-    from util.step import Stepper
+    from util.train.step import Stepper
 
     def step(self, raw, number, real=Stepper.step):
         real(self, raw, number)
@@ -223,7 +223,7 @@ def test_check_predicts_and_writes_nothing(tiny, command, script):
 
 def test_float16_holds_what_it_can(tiny, teacher, tmp_path):
     cfg = tiny.load(*teacher, "DISTILL.cache", str(tmp_path / "cache"))
-    kept = TeacherCache(cfg, network(), ["logits"])
+    kept = TeacherCache(cfg, tiny_pspnet(), ["logits"])
     image = np.zeros((33, 33, 3), np.uint8)
     assert kept.read((1, 0), image).layers is None
     logits = torch.tensor([1e9, -1e9, 0.1, 3.0]).view(1, 4, 1, 1).expand(1, 4, 5, 5)
@@ -233,7 +233,7 @@ def test_float16_holds_what_it_can(tiny, teacher, tmp_path):
 
 def test_crops_come_with_what_is_kept(tiny, teacher, tmp_path):
     cfg = tiny.load(*teacher, "DISTILL.cache", str(tmp_path / "cache"))
-    kept = TeacherCache(cfg, network(), ["logits"])
+    kept = TeacherCache(cfg, tiny_pspnet(), ["logits"])
     data = TrainData(cfg, 0, kept)
     image, _, known = data[2, 3]
     assert known.keys == [(2, 3)] and known.layers is None

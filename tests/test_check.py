@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import network
+from conftest import tiny_pspnet
 from PIL import Image
 
 
@@ -16,7 +16,7 @@ def files(folder):
 @pytest.fixture
 def model(tiny):
     path = tiny.out / "n.pth"
-    torch.save({"state_dict": network().state_dict()}, path)
+    torch.save({"state_dict": tiny_pspnet().state_dict()}, path)
     return path
 
 

@@ -1,4 +1,4 @@
-"""tool/compare.py: its numbers, its files, and what it refuses."""
+"""tool/report/compare.py: its numbers, its files, and what it refuses."""
 
 import json
 import shutil
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tool import bootstrap
-from tool.runs import near_border
+from tool.report import bootstrap
+from tool.report.runs import near_border
 
 NAMES = ("pspnet50", "pspnet18", "pspnet50_18")
 
@@ -28,7 +28,7 @@ def edit(path, **changes):
 
 
 def test_report(runs, dataset, script, tmp_path):
-    result = script("tool/compare.py", *folders(runs), "--out", tmp_path, "--repeats", "1")
+    result = script("tool/report/compare.py", *folders(runs), "--out", tmp_path, "--repeats", "1")
     assert result.status == 0, result.err
     report = json.loads((tmp_path / "report.json").read_text())
     rows = report["runs"]
@@ -95,7 +95,7 @@ def test_near_border():
 def test_the_same_run_twice_differs_by_nothing(copy, script):
     shutil.copytree(copy / "pspnet18", copy / "again")
     options = [copy / "pspnet18", copy / "again", "--repeats", "0", "--out", copy]
-    assert script("tool/compare.py", *options).status == 0
+    assert script("tool/report/compare.py", *options).status == 0
     (change,) = json.loads((copy / "report.json").read_text())["differences"]
     assert change["interval"] == [0, 0] and change["fixed"] == change["broken"] == 0
 
@@ -103,7 +103,7 @@ def test_the_same_run_twice_differs_by_nothing(copy, script):
 def test_roles_can_be_named(copy, script):
     shutil.copytree(copy / "pspnet18", copy / "other")
     options = ["--teacher", copy / "other", "--repeats", "0", "--out", copy]
-    assert script("tool/compare.py", copy / "pspnet18", copy / "other", *options).status == 0
+    assert script("tool/report/compare.py", copy / "pspnet18", copy / "other", *options).status == 0
     assert [row["title"] for row in json.loads((copy / "report.json").read_text())["runs"]] == ["teacher", "pspnet18"]
 
 
@@ -111,7 +111,7 @@ def test_what_is_missing_is_said(copy, script):
     metrics = copy / "pspnet50/result/metrics.json"
     edit(metrics, protocol={**json.loads(metrics.read_text())["protocol"], "checkpoint": "gone.pth"})
     (copy / "pspnet18/model/metrics.jsonl").unlink()
-    assert script("tool/compare.py", *folders(copy), "--repeats", "0", "--out", copy).status == 0
+    assert script("tool/report/compare.py", *folders(copy), "--repeats", "0", "--out", copy).status == 0
     report = json.loads((copy / "report.json").read_text())
     assert report["runs"][0]["GFLOP"] is None
     assert any("teacher" in note for note in report["notes"]) and any(
@@ -120,7 +120,7 @@ def test_what_is_missing_is_said(copy, script):
 
 
 def test_folder_without_metrics(tmp_path, fails):
-    assert "result/metrics.json does not exist" in fails("tool/compare.py", tmp_path)
+    assert "result/metrics.json does not exist" in fails("tool/report/compare.py", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_folder_without_metrics(tmp_path, fails):
 )
 def test_runs_that_do_not_belong_together(copy, fails, changes, words):
     edit(copy / "pspnet18/result/metrics.json", **changes)
-    assert words in fails("tool/compare.py", *folders(copy))
+    assert words in fails("tool/report/compare.py", *folders(copy))
 
 
 def test_broken_runs(copy, fails):
@@ -143,14 +143,14 @@ def test_broken_runs(copy, fails):
     content = json.loads(whole)
     del content["data"]
     metrics.write_text(json.dumps(content))
-    assert "older test" in fails("tool/compare.py", *folders(copy))
+    assert "older test" in fails("tool/report/compare.py", *folders(copy))
     metrics.write_text("{")
-    assert "is no JSON" in fails("tool/compare.py", *folders(copy))
+    assert "is no JSON" in fails("tool/report/compare.py", *folders(copy))
     metrics.write_text(whole)
-    assert "is not one of the runs" in fails("tool/compare.py", *folders(copy), "--student", copy)
+    assert "is not one of the runs" in fails("tool/report/compare.py", *folders(copy), "--student", copy)
     shutil.copy(copy / "pspnet50/result/gray/val0.png", copy / "pspnet18/result/gray/val0.png")
-    assert "not those its metrics.json scored" in fails("tool/compare.py", *folders(copy), "--repeats", "0")
+    assert "not those its metrics.json scored" in fails("tool/report/compare.py", *folders(copy), "--repeats", "0")
     (copy / "pspnet18/result/gray/val0.png").unlink()
-    assert "val0.png does not exist" in fails("tool/compare.py", *folders(copy), "--repeats", "0")
+    assert "val0.png does not exist" in fails("tool/report/compare.py", *folders(copy), "--repeats", "0")
     shutil.copy(copy / "pspnet18/model/train_epoch_2.pth", copy / "pspnet50/model/train_epoch_2.pth")
-    assert "does not hold a PSPNet-50" in fails("tool/compare.py", *folders(copy))
+    assert "does not hold a PSPNet-50" in fails("tool/report/compare.py", *folders(copy))

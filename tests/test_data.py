@@ -5,10 +5,10 @@ import pytest
 from conftest import CLASSES, VOID, save_palette
 from PIL import Image
 
-from util.dataset import read_colors, read_list, read_names
-from util.decode import read_image, read_label
+from util.data.decode import read_image, read_label
+from util.data.lists import read_colors, read_list, read_names
+from util.data.loader import TrainData
 from util.errors import UserError
-from util.loader import TrainData
 
 
 @pytest.fixture

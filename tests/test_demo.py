@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, network
+from conftest import ROOT, tiny_pspnet
 from PIL import Image
 
 from tool import frames
@@ -19,7 +19,7 @@ from tool import frames
 def demo(tiny):
     """The demo's first arguments, with a checkpoint that is there."""
     (tiny.out / "model").mkdir()
-    torch.save({"state_dict": network().state_dict()}, tiny.out / "model" / "train_epoch_1.pth")
+    torch.save({"state_dict": tiny_pspnet().state_dict()}, tiny.out / "model" / "train_epoch_1.pth")
     return ["tool/demo.py", "--config", tiny.path, "--out", tiny.out / "demo"]
 
 
@@ -66,7 +66,7 @@ def test_stream_from_stdin_to_stdout(tiny, demo):
 
 
 def test_jpegs_are_split_at_their_ends():
-    """Also with a thumbnail inside, which ends like a picture, with restart markers, and progressive."""
+    """Also with a thumbnail inside, which ends like a picture, with restart reserved_labels, and progressive."""
     thumbnail = io.BytesIO()
     Image.new("RGB", (8, 8)).save(thumbnail, "JPEG")
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8))

@@ -7,8 +7,9 @@ from slow import VOID
 from torch import nn
 
 from model.distill import adapters, features, logits, relations
-from model.distill.hints import LOSSES
-from model.loss import Labels, masked_mean
+from model.labels import Labels
+from model.loss import masked_mean
+from util.train.hints import LOSSES
 
 N, C, H, W = 2, 5, 6, 7
 
@@ -148,7 +149,7 @@ def test_standardise_removes_scale_and_shift(maps):
 
 ADAPTERS = {
     "always": adapters.always,
-    "where differing": adapters.where_differing,
+    "where differing": adapters.conv1x1_if_channels_differ,
     "generator": adapters.Generator,
     "attention": adapters.Attention,
 }
@@ -168,7 +169,7 @@ def test_adapters_fit_the_teacher_and_learn(name):
 
 
 def test_adapter_only_where_shapes_differ():
-    assert isinstance(adapters.where_differing(C, C), nn.Identity)
+    assert isinstance(adapters.conv1x1_if_channels_differ(C, C), nn.Identity)
     assert isinstance(adapters.always(C, C), nn.Conv2d)
 
 

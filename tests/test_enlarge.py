@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import enlarge
-from model.loss import Labels, cross_entropy
+from model import upsample
+from model.labels import Labels
+from model.loss import cross_entropy
 
 VOID = 255
 
@@ -19,7 +20,7 @@ def plain_cross_entropy(logits, labels):
 @pytest.mark.parametrize("size", [(33, 41), (30, 50), (1, 9), (5, 7)])
 @pytest.mark.parametrize("block", [1, 300, 1 << 20])
 def test_cross_entropy_in_blocks_is_the_plain_one(size, block, monkeypatch):
-    monkeypatch.setitem(enlarge.BLOCK, "cpu", block)
+    monkeypatch.setitem(upsample.BLOCK, "cpu", block)
     torch.manual_seed(0)
     logits = (4 * torch.randn(2, 5, (size[0] - 1) // 8 + 1, (size[1] - 1) // 8 + 1)).requires_grad_()
     label = torch.randint(0, 5, (2, *size))

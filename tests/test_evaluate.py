@@ -5,18 +5,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CLASSES, network
+from conftest import CLASSES, tiny_pspnet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from util import evaluate
+from util.evaluate import predict
 
 CROP = (33, 41)
 
 
 @pytest.fixture(scope="module")
 def net():
-    return network().freeze()
+    return tiny_pspnet().freeze()
 
 
 def plain(net, cfg, image, protocol):
@@ -66,9 +66,9 @@ def plain(net, cfg, image, protocol):
 def test_sliding_windows(net, tiny, shape, scales, flip):
     cfg = tiny.load()
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
-    protocol = evaluate.Protocol(64, scales, flip, "slide", CROP, 3)
-    scaled = [torch.from_numpy(evaluate.resize(image.astype(np.float32), s, 64)) for s in scales]
-    ours = evaluate.Predictor(net, cfg, protocol, torch.float32)(scaled, shape)
+    protocol = predict.Protocol(64, scales, flip, "slide", CROP, 3)
+    scaled = [torch.from_numpy(predict.resize(image.astype(np.float32), s, 64)) for s in scales]
+    ours = predict.Predictor(net, cfg, protocol, torch.float32)(scaled, shape)
     theirs = plain(net, cfg, image, protocol)
     np.testing.assert_allclose(ours.permute(1, 2, 0).numpy(), theirs, atol=2e-5)
 
@@ -76,7 +76,7 @@ def test_sliding_windows(net, tiny, shape, scales, flip):
 @given(size=st.integers(9, 400), crop=st.integers(9, 200))
 def test_windows_cover_everything_and_stay_inside(size, crop):
     size = max(size, crop)
-    starts = evaluate._starts(size, crop)
+    starts = predict._window_starts(size, crop)
     assert starts[0] == 0 and starts[-1] == size - crop
     assert all(0 < b - a <= np.ceil(crop * 2 / 3) for a, b in zip(starts, starts[1:], strict=False))
 
@@ -84,8 +84,8 @@ def test_windows_cover_everything_and_stay_inside(size, crop):
 def test_whole_images(net, tiny):
     cfg = tiny.load()
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.float32)
-    protocol = evaluate.Protocol(70, [1.0], False, "whole", CROP, 3)
-    ours = evaluate.Predictor(net, cfg, protocol, torch.float32)([torch.from_numpy(image)], (50, 70))
+    protocol = predict.Protocol(70, [1.0], False, "whole", CROP, 3)
+    ours = predict.Predictor(net, cfg, protocol, torch.float32)([torch.from_numpy(image)], (50, 70))
     x = torch.from_numpy(((image - cfg.data.mean) / cfg.data.std).transpose(2, 0, 1)[None]).float()
     expected = F.interpolate(net(x).logits, (50, 70), mode="bilinear", align_corners=True).softmax(1)[0]
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)

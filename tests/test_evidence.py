@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import network
+from conftest import tiny_pspnet
 
 from benchmark import evidence, plan, results
-from tool import runs as tool_runs
+from tool.report import runs as tool_runs
 from util import config
 
 
@@ -165,7 +165,7 @@ SCORES = ("mIoU", "mAcc", "allAcc")
 
 
 def test_the_originals_losses(tiny, script):
-    torch.save({"state_dict": network(18).state_dict()}, tiny.out / "t.pth")
+    torch.save({"state_dict": tiny_pspnet(18).state_dict()}, tiny.out / "t.pth")
     teacher = ["DISTILL.teacher_layers", "18", "DISTILL.teacher_path", tiny.out / "t.pth", "TRAIN.pictures", "0"]
     result = script("benchmark/train_original.py", "--config", tiny.path, *teacher)
     assert result.status == 0, result.err

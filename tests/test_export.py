@@ -1,4 +1,4 @@
-"""tool/export.py: what it writes gives PyTorch's labels at any size."""
+"""tool/export/export.py: what it writes gives PyTorch's labels at any size."""
 
 import json
 import sys
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import network
+from conftest import tiny_pspnet
 
-from tool.exportable import AdaptiveAvgPool, Exportable
+from tool.export.graph import AdaptiveAvgPool, Exportable
 from util import checkpoint
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -19,8 +19,8 @@ SIZES = [(1, 33, 41), (2, 97, 65), (1, 50, 30), (1, 120, 177)]
 @pytest.fixture
 def export(tiny):
     (tiny.out / "model").mkdir()
-    torch.save({"state_dict": network().state_dict()}, tiny.out / "model" / "train_epoch_1.pth")
-    return ["tool/export.py", "--config", tiny.path, "--out", tiny.out / "student.file"]
+    torch.save({"state_dict": tiny_pspnet().state_dict()}, tiny.out / "model" / "train_epoch_1.pth")
+    return ["tool/export/export.py", "--config", tiny.path, "--out", tiny.out / "student.file"]
 
 
 @pytest.mark.parametrize("bins", [1, 2, 3, 6])
@@ -33,7 +33,7 @@ def test_pooling(bins):
 def expected(image: np.ndarray) -> np.ndarray:
     """The logits of the network that the fixture saved, (N, classes, H, W), for normalised images."""
     with torch.no_grad():
-        logits = network()(torch.from_numpy(image)).logits
+        logits = tiny_pspnet()(torch.from_numpy(image)).logits
         return F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=True).numpy()
 
 
@@ -79,7 +79,7 @@ def test_torchscript(export, tiny, script):
 
 def test_state_dict_is_a_checkpoint_of_the_student_alone(export, tiny, script):
     assert script(*export, "--to", "state_dict").status == 0
-    state, whole = checkpoint.network_state(tiny.out / "student.file", "student"), network().state_dict()
+    state, whole = checkpoint.network_state(tiny.out / "student.file", "student"), tiny_pspnet().state_dict()
     assert set(state) == {key for key in whole if not key.startswith("aux.")}
     assert all(torch.equal(value, whole[key]) for key, value in state.items())
     assert script("test_18.py", "--config", tiny.path, "TEST.model_path", tiny.out / "student.file").status == 0

@@ -9,12 +9,13 @@ import urllib.error
 
 import pytest
 import torch
-from conftest import network
+from conftest import tiny_pspnet
 from test_resume import same, start
 
 import model.loss
-from util import checkpoint, evaluate
-from util.step import Stepper
+from util import checkpoint
+from util.evaluate import predict
+from util.train.step import Stepper
 
 
 def test_disk_full(tiny, command, whole, script, fails, monkeypatch):
@@ -42,14 +43,14 @@ def spoil(monkeypatch, steps):
     """Make the cross entropy of some steps NaN (of the run, from 1)."""
     calls = []
 
-    def supervised(output, labels, real=model.loss.supervised):
+    def supervised_losses(output, labels, real=model.loss.supervised_losses):
         terms = real(output, labels)
         calls.append(1)
         if len(calls) in steps:
             terms["ce"] = terms["ce"] * float("nan")
         return terms
 
-    monkeypatch.setattr(model.loss, "supervised", supervised)
+    monkeypatch.setattr(model.loss, "supervised_losses", supervised_losses)
 
 
 def test_nan_stops_and_names_step_and_term(tiny, command, fails, monkeypatch):
@@ -124,14 +125,14 @@ def test_end_in_validation(tiny, command, whole, script, monkeypatch, end):
     class Killed(BaseException):
         pass
 
-    def confusion(*arguments, real=evaluate.confusion_matrix):
+    def confusion(*arguments, real=predict.confusion_matrix):
         if end == "kill":
             raise Killed
         os.kill(os.getpid(), signal.SIGUSR1)
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "confusion_matrix", confusion)
+        patch.setattr(predict, "confusion_matrix", confusion)
         if end == "kill":
             with pytest.raises(Killed):
                 script("train_50_18.py", *command(parts))
@@ -187,7 +188,7 @@ def test_no_whole_checkpoint(tiny, command, script, caplog):
 def test_changed_teacher(tiny, command, script, fails):
     folder = tiny.out / "run"
     assert script("train_50_18.py", *command(folder, "TRAIN.epochs", "1")).status == 0
-    other = network(seed=1)
+    other = tiny_pspnet(seed=1)
     torch.save({"state_dict": other.state_dict()}, tiny.out / "teacher.pth")
     options = command(folder, "TRAIN.epochs", "1", "DISTILL.teacher_path", str(tiny.out / "teacher.pth"))
     assert "content of DISTILL.teacher_path" in fails("train_50_18.py", *options)

@@ -2,19 +2,19 @@
 
 import pytest
 import torch
-from conftest import network
+from conftest import tiny_pspnet
 
-from model import frozen
+from model import fold
 
 
 @pytest.mark.parametrize("layers", [18, 50])
 @pytest.mark.parametrize("fused", [True, False])
 def test_fused_is_the_same_function(layers, fused, monkeypatch):
     if not fused:
-        monkeypatch.setattr(frozen, "_fusable", lambda x, weight: False)
+        monkeypatch.setattr(fold, "_fusable", lambda x, weight: False)
     image = torch.randn(2, 3, 33, 41)
     with torch.no_grad():
-        before, after = network(layers, "deep")(image), network(layers, "deep").freeze()(image)
+        before, after = tiny_pspnet(layers, "deep")(image), tiny_pspnet(layers, "deep").freeze()(image)
     torch.testing.assert_close(after.logits, before.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(after.aux, before.aux, rtol=1e-4, atol=1e-4)
     assert after.features.keys() == before.features.keys()
@@ -25,6 +25,6 @@ def test_fused_is_the_same_function(layers, fused, monkeypatch):
 def test_bfloat16_is_close():
     image = torch.randn(2, 3, 33, 33)
     with torch.no_grad():
-        exact, rounded = network()(image), network().freeze(torch.bfloat16)(image.bfloat16())
+        exact, rounded = tiny_pspnet()(image), tiny_pspnet().freeze(torch.bfloat16)(image.bfloat16())
     assert rounded.logits.dtype == torch.bfloat16
     assert (rounded.logits - exact.logits).abs().max() < 0.05 * exact.logits.abs().max()

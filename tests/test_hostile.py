@@ -13,10 +13,10 @@ from hostile_pictures import GRAY, IMAGES, JPEG, LABELS, PICTURE
 from hostile_text import GOOD, LISTS, YAML
 
 from util import checkpoint, config
-from util.dataset import read_colors, read_list, scored_list
-from util.decode import read_image
-from util.loader import TrainData
-from util.resume import Progress
+from util.data.decode import read_image
+from util.data.lists import read_colors, read_list, scored_list
+from util.data.loader import TrainData
+from util.train.resume import Progress
 
 
 def each(found):
@@ -83,7 +83,7 @@ def test_what_is_no_file(tmp_path, kind):
         read_image(tmp_path / "a.jpg")
 
 
-def sample(tiny, image, label):
+def sample_labels(tiny, image, label):
     """One training crop, as a worker makes it."""
     put(tiny.out / "i.jpg", image)
     put(tiny.out / "l.png", label)
@@ -97,7 +97,7 @@ def sample(tiny, image, label):
 @each(IMAGES)
 def test_images(tiny, case):
     with outcome(case.expected, str(tiny.out)):
-        image, label, _ = sample(tiny, case.what, GRAY)
+        image, label, _ = sample_labels(tiny, case.what, GRAY)
         assert image.shape == (33, 33, 3) and image.dtype == np.uint8 and label.shape == (33, 33)
     if case.name.startswith(("EXIF", "CMYK", "16 bits", "alpha")) and case.name != "16 bits gray":
         shown = read_image(tiny.out / "i.jpg").astype(int)
@@ -107,7 +107,7 @@ def test_images(tiny, case):
 @each(LABELS)
 def test_labels(tiny, case):
     with outcome(case.expected, "l.png"):
-        _, label, _ = sample(tiny, JPEG, case.what)
+        _, label, _ = sample_labels(tiny, JPEG, case.what)
         assert set(np.unique(label)) <= {*range(CLASSES), VOID}
 
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from model.distill.features import mse
 from model.distill.logits import kl
-from model.loss import Labels, cross_entropy, markers, sample
-from util.batch import Batch
+from model.labels import Labels, reserved_labels, sample_labels
+from model.loss import cross_entropy
+from util.data.batch import Batch
 
 VOID = 255
 
@@ -116,7 +117,7 @@ def test_nothing_valid_is_zero_not_nan(name, maps):
 def test_labels_are_sampled_where_align_corners_puts_the_grid(size, zoom, width):
     height = 8 * size + 1
     label = torch.arange(height * width).view(1, height, width)
-    picked = sample(label, zoom)
+    picked = sample_labels(label, zoom)
     assert picked.shape == (1, size * zoom + 1, (width - 1) * zoom // 8 + 1)
     assert torch.equal(picked[:, :, 0], label[:, :: 8 // zoom, 0])
     assert picked[0, -1, -1] == label[0, -1, -1]
@@ -148,8 +149,8 @@ def test_shares_of_a_batch_add_up_to_the_whole():
 
 @pytest.mark.parametrize("ignore", [255, 254, 11])
 def test_what_counts_where(ignore):
-    """Labelled, void, padding, unlabelled: supervised terms see the first, the others what DISTILL.mask says."""
-    padding, unlabelled = markers(ignore)
+    """Labelled, void, padding, unlabelled: supervised_losses terms see the first, the others what DISTILL.mask says."""
+    padding, unlabelled = reserved_labels(ignore)
     assert len({padding, unlabelled, ignore}) == 3 and min(padding, unlabelled) >= 253
     label = torch.tensor([[[3, ignore], [padding, unlabelled]]])
     batch = Batch(torch.zeros(1, 3, 2, 2), label, ignore)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from util.metric import Scores, confusion_matrix
+from util.evaluate.metric import Scores, confusion_matrix
 
 CLASSES = 4
 values = arrays(np.uint8, (3, 5), elements=st.sampled_from([0, 1, 2, 3, 255]))

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conftest import CLASSES, network
+from conftest import CLASSES, tiny_pspnet
 
-from model import backbone, pspnet
+from model import backbone
 from model.conv import WideConv2d
 from model.pspnet import PSPNet
-from util import checkpoint
+from util import checkpoint, network
 from util.errors import UserError
 
 
@@ -65,13 +65,13 @@ def test_parameter_names_of_the_semseg_family():
 
 
 def test_frozen_network_is_the_same_function():
-    net, image = network(), torch.randn(2, 3, 33, 33)
+    net, image = tiny_pspnet(), torch.randn(2, 3, 33, 33)
     with torch.no_grad():
         before = net(image)
-        after = network().freeze()(image)
+        after = tiny_pspnet().freeze()(image)
     torch.testing.assert_close(after.logits, before.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(after.aux, before.aux, rtol=1e-4, atol=1e-4)
-    frozen = network().freeze()
+    frozen = tiny_pspnet().freeze()
     assert not frozen.training and not any(p.requires_grad for p in frozen.parameters())
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in frozen.modules())
 
@@ -98,26 +98,26 @@ def save(net, path, **changes):
 
 
 def test_load_round_trip(tmp_path):
-    net = network()
+    net = tiny_pspnet()
     path = save(net, tmp_path / "a.pth")
-    loaded = pspnet.load(path, 18, CLASSES)
+    loaded = network.load(path, 18, CLASSES)
     for key, value in net.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[key])
-    assert pspnet.load(path, 18, CLASSES, aux=False).aux is None
+    assert network.load(path, 18, CLASSES, aux=False).aux is None
 
 
 def test_stem_is_recognised(tmp_path):
-    path = save(network(stem="deep"), tmp_path / "a.pth")
-    assert pspnet.load(path, 18, CLASSES).stem == "deep"
+    path = save(tiny_pspnet(stem="deep"), tmp_path / "a.pth")
+    assert network.load(path, 18, CLASSES).stem == "deep"
 
 
 @pytest.mark.parametrize(
     ("layers", "classes", "culprit"), [(34, CLASSES, "layer1.2"), (18, 7, "cls.4.weight"), (50, CLASSES, "missing")]
 )
 def test_wrong_checkpoint_names_the_difference(tmp_path, layers, classes, culprit):
-    path = save(network(), tmp_path / "a.pth")
+    path = save(tiny_pspnet(), tmp_path / "a.pth")
     with pytest.raises(UserError, match=culprit) as error:
-        pspnet.load(path, layers, classes)
+        network.load(path, layers, classes)
     assert path in str(error.value)
 
 
@@ -136,7 +136,7 @@ def test_pickle_that_runs_code_is_refused(tmp_path, capsys):
 
 def test_truncated_checkpoint(tmp_path):
     path = tmp_path / "a.pth"
-    save(network(), path)
+    save(tiny_pspnet(), path)
     path.write_bytes(path.read_bytes()[:100_000])
     with pytest.raises(UserError, match="cut short"):
         checkpoint.read(path)
@@ -156,13 +156,13 @@ def test_imagenet_without_network_says_what_to_place_where(monkeypatch, tmp_path
         "torchvision.models._api.load_state_dict_from_url", lambda *a, **k: (_ for _ in ()).throw(OSError("no route"))
     )
     with pytest.raises(UserError, match=r"resnet18-f37072fd.pth.*place it in .*checkpoints") as error:
-        backbone.load_pretrained(PSPNet(18, 2), "imagenet", 18, "plain")
+        network.load_pretrained(PSPNet(18, 2), "imagenet", 18, "plain")
     assert "TRAIN.pretrained" in str(error.value)
 
 
 @pytest.mark.parametrize("stem", ["plain", "deep"])
 def test_pretrained_file(tmp_path, stem):
-    source = network(stem=stem)
+    source = tiny_pspnet(stem=stem)
     names = {"layer0.0": "conv1", "layer0.1": "bn1", "layer0.3": "conv2", "layer0.4": "bn2"}
     names |= {"layer0.6": "conv3", "layer0.7": "bn3"}
     state = {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
@@ -173,10 +173,10 @@ def test_pretrained_file(tmp_path, stem):
     path = str(tmp_path / "resnet.pth")
     torch.save(state, path)
     net = PSPNet(18, 9, stem)
-    backbone.load_pretrained(net, path, 18, stem)
+    network.load_pretrained(net, path, 18, stem)
     for key, value in net.state_dict().items():
         if key.startswith("layer"):
             assert torch.equal(value, source.state_dict()[key])
     with pytest.raises(UserError, match="stem"):
         other = "deep" if stem == "plain" else "plain"
-        backbone.load_pretrained(PSPNet(18, 9, other), path, 18, other)
+        network.load_pretrained(PSPNet(18, 9, other), path, 18, other)

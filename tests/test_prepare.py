@@ -10,8 +10,8 @@ from conftest import ROOT, python, save_palette
 from PIL import Image
 from scipy.io import savemat
 
-from util.dataset import read_list
-from util.decode import read_label
+from util.data.decode import read_label
+from util.data.lists import read_list
 from util.errors import UserError
 
 VAL, TRAIN, SBD_ONLY = ["2007_000033", "2007_000042"], ["2007_000032"], ["2008_000002", "2008_000003", "2009_000001"]

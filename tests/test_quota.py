@@ -5,16 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-from conftest import network, python
+from conftest import python, tiny_pspnet
 
 from util import quota
-from util.cache import TeacherCache
 from util.errors import UserError
+from util.train.teacher_cache import TeacherCache
 
 
 def test_a_run_in_use_is_not_removed(tiny, teacher, tmp_path):
     cfg = tiny.load(*teacher, "DISTILL.cache", str(tmp_path / "cache"))
-    kept = TeacherCache(cfg, network(), ["logits"])
+    kept = TeacherCache(cfg, tiny_pspnet(), ["logits"])
     with kept.opened(1):
         code = f"from util.quota import _remove; from pathlib import Path; print(_remove(Path({str(kept.folder)!r})))"
         assert python("-c", code).stdout.strip() == "False" and (kept.folder / "run.json").is_file()
@@ -24,7 +24,7 @@ def test_a_run_in_use_is_not_removed(tiny, teacher, tmp_path):
 
 def test_parts_in_use_may_grow_while_a_run_starts(tiny, teacher, tmp_path, monkeypatch):
     cfg = tiny.load(*teacher, "DISTILL.cache", str(tmp_path / "cache"))
-    kept = TeacherCache(cfg, network(), ["logits"])
+    kept = TeacherCache(cfg, tiny_pspnet(), ["logits"])
     with quota.hold(tmp_path / "cache/other", {}):
         looks = iter(range(1, 1000))
         monkeypatch.setattr(quota, "size", lambda part: 4096 * next(looks) if part.name == "other" else 0)

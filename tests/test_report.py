@@ -1,4 +1,4 @@
-"""The page of tool/compare.py in a real browser: it draws itself, sorts, filters, steps, and asks for nothing."""
+"""The report page in a real browser: it draws itself, sorts, filters, steps, and requests nothing."""
 
 import browser
 import numpy as np
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not browser.find(), reason=f"no browser: {', '.j
 def page(runs, tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
     folders = [runs / name for name in ("pspnet50", "pspnet18", "pspnet50_18")]
-    result = python("tool/compare.py", *folders, "--out", out, "--repeats", "0")
+    result = python("tool/report/compare.py", *folders, "--out", out, "--repeats", "0")
     assert result.returncode == 0, result.stderr
     chromium = browser.Browser(out / "profile")
     yield chromium, f"file://{out}/report.html"

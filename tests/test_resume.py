@@ -15,8 +15,8 @@ import torch
 from conftest import ROOT
 
 from util import checkpoint
-from util.step import Stepper
 from util.stop import Interrupt
+from util.train.step import Stepper
 
 
 def start(arguments, **options):

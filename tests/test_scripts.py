@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, network, python
+from conftest import ROOT, python, tiny_pspnet
 from PIL import Image
 
 from util import checkpoint
@@ -49,7 +49,7 @@ def test_six_scripts(tiny, script):
     assert re.search(r"gap closed|nothing to distil", tested.out)
     content = checkpoint.read(tiny.out / "d" / "model" / "train_epoch_1.pth")
     assert {key.split(".")[0] for key in content["state_dict"]} == set(
-        network(18).state_dict().keys() and {*(f"layer{i}" for i in range(5)), "ppm", "cls", "aux"}
+        tiny_pspnet(18).state_dict().keys() and {*(f"layer{i}" for i in range(5)), "ppm", "cls", "aux"}
     )
 
 
@@ -138,7 +138,7 @@ def test_two_processes(tiny):
 
 def test_has_prediction_and_parts(tiny, script):
     path = tiny.out / "n.pth"
-    torch.save({"state_dict": network().state_dict()}, path)
+    torch.save({"state_dict": tiny_pspnet().state_dict()}, path)
     options = ["--config", tiny.path, "TEST.model_path", path]
     assert script("test_18.py", *options).status == 0
     whole = json.loads((tiny.out / "result" / "metrics.json").read_text())
@@ -154,7 +154,7 @@ def test_has_prediction_and_parts(tiny, script):
 def test_list_without_labels(tiny, script):
     (tiny.out / "images.txt").write_text("val0.jpg\nval1.jpg\n")
     path = tiny.out / "n.pth"
-    torch.save({"state_dict": network().state_dict()}, path)
+    torch.save({"state_dict": tiny_pspnet().state_dict()}, path)
     options = ["TEST.model_path", path, "TEST.split", "test", "TEST.test_list", tiny.out / "images.txt"]
     assert script("test_18.py", "--config", tiny.path, *options).status == 0
     assert len(list((tiny.out / "result" / "gray").iterdir())) == 2
@@ -177,7 +177,7 @@ def test_no_distill_section(tiny, fails):
 
 
 def test_teacher_without_aux_head(tiny, fails, script, tmp_path):
-    state = {k: v for k, v in network().state_dict().items() if not k.startswith("aux.")}
+    state = {k: v for k, v in tiny_pspnet().state_dict().items() if not k.startswith("aux.")}
     torch.save({"state_dict": state}, tmp_path / "t.pth")
     options = ["--config", tiny.path, "DISTILL.teacher_layers", "18", "DISTILL.teacher_path", tmp_path / "t.pth"]
     assert "DISTILL.weights.aux_mse to 0" in fails("train_50_18.py", *options)
@@ -219,7 +219,7 @@ def test_mistakes_in_training(tiny, fails, options, words):
 
 
 def test_wrong_checkpoint_in_testing(tiny, fails):
-    torch.save({"state_dict": network(34).state_dict()}, tiny.out / "n.pth")
+    torch.save({"state_dict": tiny_pspnet(34).state_dict()}, tiny.out / "n.pth")
     line = fails("test_18.py", "--config", tiny.path, "TEST.model_path", tiny.out / "n.pth")
     assert "n.pth does not hold a PSPNet-18 of 4 classes" in line and "layer1.2" in line
     assert not (tiny.out / "result").exists()

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import CLASSES, ROOT, network, python
+from conftest import CLASSES, ROOT, python, tiny_pspnet
 
-from model.distill.hints import LOSSES, Hints
 from model.pspnet import ZOOM, PSPNet
 from util import checkpoint, config
 from util.errors import UserError
+from util.train.hints import LOSSES, Hints
 
 RECIPES = sorted((ROOT / "config" / "camvid" / "distill").glob("*.yaml"))
 
@@ -29,7 +29,7 @@ def teachers(tmp_path_factory):
     def teacher(layers: int, stem: str = "plain") -> str:
         if (layers, stem) not in made:
             made[layers, stem] = folder / f"{layers}{stem}.pth"
-            torch.save({"state_dict": network(layers, stem).state_dict()}, made[layers, stem])
+            torch.save({"state_dict": tiny_pspnet(layers, stem).state_dict()}, made[layers, stem])
         return str(made[layers, stem])
 
     return teacher
@@ -171,20 +171,20 @@ def test_mistakes_in_hints(hints, words, distil):
 def test_published_weights_where_a_hint_has_none(tiny):
     hints = "[{layer: logits, loss: cwd}, {layer: feature, loss: cwd}, {layer: layer4, loss: fitnet, weight: 2}]"
     cfg = tiny.load("DISTILL.teacher_path", "t.pth", "DISTILL.hints", hints)
-    weights = Hints(cfg, network(18), network(18)).weights
+    weights = Hints(cfg, tiny_pspnet(18), tiny_pspnet(18)).weights
     assert weights == {"cwd_logits": 3.0, "cwd_feature": 50.0, "fitnet_layer4": 2.0}
 
 
 def test_a_teacher_without_the_layer(tiny, teachers):
     cfg = tiny.load("DISTILL.teacher_path", "t.pth", "DISTILL.hints", "[{layer: aux_feature, loss: at}]")
     with pytest.raises(UserError, match="the teacher has no aux_feature"):
-        Hints(cfg, network(18), PSPNet(18, CLASSES, aux=False))
+        Hints(cfg, tiny_pspnet(18), PSPNet(18, CLASSES, aux=False))
 
 
 def test_layers_are_what_they_say():
     """Channels and grids of every layer, for both kinds of blocks and a size that is no 8n + 1."""
     for layers in (18, 50):
-        net = network(layers)
+        net = tiny_pspnet(layers)
         output = net(torch.zeros(1, 3, 35, 44))
         assert net.channels().keys() == ZOOM.keys()
         for name, channels in net.channels().items():
@@ -210,7 +210,7 @@ def test_unlabelled_images_teach(tiny, distil, caplog):
     """Supervised terms are as without them; distillation terms see them; a batch in two passes has the same share."""
     (tiny.out / "more.txt").write_text("".join(f"{tiny.root}/val{i}.jpg\n" for i in range(3)))
     more = ["DATA.unlabelled_list", tiny.out / "more.txt", "TRAIN.unlabelled_per_batch", "2"]
-    # nothing learned, no dropout; BatchNorm sees the unlabelled images, so supervised terms are near, not equal
+    # nothing learned, no dropout; BatchNorm sees the unlabelled images, so supervised_losses terms are near, not equal
     still = ["TRAIN.base_lr", "1e-30", "TRAIN.dropout", "0"]
     hints = "  hints: [{layer: feature, loss: ifv}, {layer: logits, loss: cwd}]\n"
     with caplog.at_level("INFO"):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import VOID
 
-from util.loader import StepSampler, TrainData
-from util.transform import Augment
+from util.data.loader import ResumableBatchSampler, TrainData
+from util.data.transform import Augment
 
 # A label that can be read off its image: class = (red > 128) + 2 * (green > 128).
 OVERRIDES = ["TRAIN.blur_prob", "0"]
@@ -87,7 +87,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(tiny):
 def sampler(tiny, seed, start=0):
     """Of 10 labelled images in batches of 5, for 3 epochs."""
     cfg = tiny.load("TRAIN.batch_size", "5", "TRAIN.epochs", "3")
-    return list(StepSampler(SimpleNamespace(labelled=10, unlabelled=0, seed=seed), cfg.train, start))
+    return list(ResumableBatchSampler(SimpleNamespace(labelled=10, unlabelled=0, seed=seed), cfg.train, start))
 
 
 def test_sampler_visits_each_image_once_an_epoch_and_starts_anywhere(tiny):
@@ -104,13 +104,13 @@ def test_unlabelled_images_come_in_a_row_of_their_own(tiny):
     cfg = tiny.load("TRAIN.batch_size", "4", "TRAIN.accumulate", "2", "TRAIN.epochs", "3")
     train = cfg.train.model_copy(update={"unlabelled_per_batch": 2})
     data = SimpleNamespace(labelled=10, unlabelled=3, seed=1)
-    whole = list(StepSampler(data, train))
+    whole = list(ResumableBatchSampler(data, train))
     unlabelled = [key for batch in whole for key in batch if key[1] >= 10]
     assert [len(batch) for batch in whole] == [6] * 6
     assert all([index >= 10 for _, index in batch] == [False, False, True] * 2 for batch in whole)  # halves alike
     for row in range(4):  # 12 places are 4 permutations of the 3 images
         assert sorted(unlabelled[3 * row : 3 * row + 3]) == [(row, 10), (row, 11), (row, 12)]
-    assert list(StepSampler(data, train, 4)) == whole[4:]
+    assert list(ResumableBatchSampler(data, train, 4)) == whole[4:]
     labelled = [[key for key in batch if key[1] < 10] for batch in whole]
-    alone = StepSampler(SimpleNamespace(labelled=10, unlabelled=0, seed=1), cfg.train)
+    alone = ResumableBatchSampler(SimpleNamespace(labelled=10, unlabelled=0, seed=1), cfg.train)
     assert labelled == list(alone)  # the labelled ones come as they would alone

@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from conftest import CLASSES, network
+from conftest import CLASSES, tiny_pspnet
 from torch import nn
 
-from util import checkpoint, overfit, teacher
+from util import checkpoint, overfit
 from util.errors import UserError
 from util.keys import Schedule
-from util.schedule import Weights
+from util.train import teacher
+from util.train.schedule import Weights
 
 
 def lines(folder) -> list[dict]:
@@ -85,7 +86,7 @@ class Oracle(nn.Module):
     def forward(self, image):
         green = image[:, 1] * self.std + self.mean  # 255, 205, 155, 105 for the four classes
         near = torch.stack([-(green - (255 - 50 * c)).abs() for c in range(CLASSES)], 1)
-        return network(18)(image[:, :, :9, :9])._replace(logits=near[:, self.order])
+        return tiny_pspnet(18)(image[:, :, :9, :9])._replace(logits=near[:, self.order])
 
 
 @pytest.mark.parametrize(

@@ -23,14 +23,19 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model import pspnet  # noqa: E402
 from tool import frames  # noqa: E402
-from tool.picture import legend  # noqa: E402
-from util import config, evaluate, run  # noqa: E402
-from util.dataset import Pair, read_colors, read_names  # noqa: E402
-from util.decode import read_image  # noqa: E402
+from tool.report.picture import legend  # noqa: E402
+from util import (  # noqa: E402
+    config,
+    distributed,
+    network,  # noqa: E402
+    run,
+)
+from util.data.decode import read_image  # noqa: E402
+from util.data.lists import Pair, read_colors, read_names  # noqa: E402
 from util.errors import UserError  # noqa: E402
-from util.testing import map_names, write_maps  # noqa: E402
+from util.evaluate import predict  # noqa: E402
+from util.evaluate.testing import output_names, write_maps  # noqa: E402
 
 OPACITY = 0.5  # of the colours over the picture
 SMALLEST = 480  # width of an overlay in pixels; smaller pictures are enlarged, or the legend would dwarf them
@@ -41,13 +46,13 @@ class Segmenter:
 
     def __init__(self, cfg: config.Config):
         self.cfg, self.names, self.palette = cfg, read_names(cfg.data), read_colors(cfg.data)
-        net = pspnet.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False)
-        self.dtype = run.precision(cfg.test.precision)
-        self.net = net.to(run.device()).freeze(self.dtype)
+        net = network.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False)
+        self.dtype = distributed.precision(cfg.test.precision)
+        self.net = net.to(distributed.device()).freeze(self.dtype)
 
-    def predictor(self, quick: bool) -> evaluate.Predictor:
-        protocol = evaluate.quick_protocol(self.cfg) if quick else evaluate.test_protocol(self.cfg)
-        return evaluate.Predictor(self.net, self.cfg, protocol, self.dtype)
+    def predictor(self, quick: bool) -> predict.Predictor:
+        protocol = predict.validation_protocol(self.cfg) if quick else predict.testing_protocol(self.cfg)
+        return predict.Predictor(self.net, self.cfg, protocol, self.dtype)
 
     def overlay(self, image: NDArray[np.uint8], labels: NDArray[np.uint8], present_only: bool) -> NDArray[np.uint8]:
         """image (H, W, 3) under the colours of labels (H, W), above a legend: of all classes, or of those there."""
@@ -61,23 +66,23 @@ class Segmenter:
         return np.concatenate([mixed, legend([(self.names[i], self.palette[i].tolist()) for i in listed], size[0])])
 
 
-def predict(predictor: evaluate.Predictor, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def label_picture(predictor: predict.Predictor, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(H, W, 3) RGB -> (H, W) class indices."""
     p = predictor.protocol
-    scaled = [torch.from_numpy(evaluate.resize(image.astype(np.float32), scale, p.base_size)) for scale in p.scales]
+    scaled = [torch.from_numpy(predict.resize(image.astype(np.float32), scale, p.base_size)) for scale in p.scales]
     return predictor(scaled, image.shape[:2]).argmax(0).to(torch.uint8).cpu().numpy()
 
 
 def segment_pictures(segmenter: Segmenter, paths: list[Path], out: Path) -> None:
     """Writes maps and overlays under `out`. Files that are no pictures are named at the end, as one UserError."""
     predictor, bad = segmenter.predictor(quick=False), []
-    for path, name in zip(paths, map_names([Pair(path, None) for path in paths], out), strict=True):
+    for path, name in zip(paths, output_names([Pair(path, None) for path in paths], out), strict=True):
         try:
             image = read_image(path)
         except UserError:
             bad.append(str(path))
             continue
-        labels = predict(predictor, image)
+        labels = label_picture(predictor, image)
         write_maps(labels, segmenter.palette, out, name)
         overlay = cv2.cvtColor(segmenter.overlay(image, labels, present_only=True), cv2.COLOR_RGB2BGR)
         if not cv2.imwrite(str(out / "overlay" / f"{name}.jpg"), overlay, [cv2.IMWRITE_JPEG_QUALITY, 92]):
@@ -94,7 +99,7 @@ def segment_stream(segmenter: Segmenter, stream: frames.Stream, sink: frames.Vid
     predictor, done, seen, start = segmenter.predictor(quick=True), 0, 0, time.perf_counter()
     try:
         for frame, count in frames.ahead(stream.frames, stream.live):
-            sink.write(segmenter.overlay(frame, predict(predictor, frame), present_only=False), count)
+            sink.write(segmenter.overlay(frame, label_picture(predictor, frame), present_only=False), count)
             done, seen = done + 1, seen + count
     except KeyboardInterrupt:
         pass
@@ -128,7 +133,6 @@ def main() -> None:
         if piped and (paths or len(streams) != 1):
             raise UserError("--out - takes one video, camera or stdin, and no pictures")
         out = Path(cfg.test.save_folder).parent / "demo" if arguments.out in (None, "-") else Path(arguments.out)
-        run.keep_freed_memory()
         segmenter = Segmenter(cfg)
         try:
             for folder in [out] * bool(streams and not piped) + [

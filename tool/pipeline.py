@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tool.picture import comparison  # noqa: E402
+from tool.report.picture import comparison  # noqa: E402
 from util import config  # noqa: E402
 from util.run import errors_in_one_line  # noqa: E402
 
@@ -88,7 +88,7 @@ def main() -> None:
         cfg = config.load(config_file(arguments.dataset, "pspnet50_18"), settings["pspnet50_18"])
         results = {"teacher": "pspnet50", "student alone": "pspnet18", "distilled": "pspnet50_18"}
         comparison(cfg, {name: out / run / "result" for name, run in results.items()}, out)
-    call("tool/compare.py", *(str(out / run) for run in RUNS.values()), "--out", str(out))
+    call("tool/report/compare.py", *(str(out / run) for run in RUNS.values()), "--out", str(out))
     minutes = (time.monotonic() - start) / 60
     print(f"pictures in {out}/comparison.png, {minutes:.1f} minutes in all; now open {out}/report.html in a browser")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from util.errors import UserError
-from util.files import replacing
+from util.files import atomic_write
 
 
 class Damaged(UserError):
@@ -34,7 +34,7 @@ def save(content: dict[str, Any], path: Path) -> None:
     Raises UserError when the disk is full or the folder cannot be written.
     """
     try:
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch wraps a failed write

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends, flushed to the disk and renamed.
 
     After an error, or a kill at any moment, `path` is what it was before. Raises OSError as writing does.
@@ -29,12 +29,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def replace_text(path: Path, text: str) -> None:
     """Write `path` whole or not at all. Raises OSError."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed `replacing` left in `folder`."""
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed `atomic_write` left in `folder`."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 

@@ -7,12 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-AboveZero = Annotated[float, Field(gt=0)]
+from model.distill.options import AboveZero, NotNegative, Positive, Share
+
 Size = Annotated[int, Field(ge=9, le=32766)]  # pixels a side; OpenCV's warps end at 32767
 Scale = Annotated[float, Field(ge=0.01, le=100)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Depth = Literal[18, 34, 50, 101, 152]
 Precision = Literal["auto", "fp32", "bf16"]
 Layer = Literal["layer1", "layer2", "layer3", "layer4", "ppm", "feature", "aux_feature", "aux", "logits"]

@@ -36,7 +36,7 @@ def hold(part: Path, description: Mapping[str, Any]) -> TextIO:
         file = (part / LOCK).open("a+")
         try:
             fcntl.lockf(file, fcntl.LOCK_SH)  # let go by the kernel when the process dies; workers don't inherit it
-            files.sweep(part)
+            files.remove_temporaries(part)
             files.replace_text(part / DESCRIPTION, json.dumps(description, indent=1) + "\n")
         except OSError:
             file.close()
@@ -92,7 +92,7 @@ def _remove(part: Path) -> bool:
     try:
         with (part / LOCK).open("a+") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            files.sweep(part)
+            files.remove_temporaries(part)
             for inner in part.iterdir():
                 if inner.is_dir():
                     shutil.rmtree(inner)

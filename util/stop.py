@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from util import files, run
+from util import distributed, files
 from util.errors import UserError
 
 TO_BE_CONTINUED = 75  # exit status EX_TEMPFAIL: nothing is wrong, run the same command again
-MEETING = 10  # steps between two times that several processes ask each other whether one was told to stop
+SYNC_EVERY = 10  # steps between two times that several processes ask each other whether one was told to stop
 
 log = logging.getLogger("stop")
 
@@ -42,24 +42,24 @@ class Interrupt:
 
     def agreed(self, meeting: bool) -> bool:
         """Whether any process was asked to stop. Several processes compare notes only when all are at a `meeting`."""
-        if run.world_size() == 1:
+        if distributed.world_size() == 1:
             return bool(self.asked)
         if not meeting:
             return False
-        asked = torch.tensor(self.asked, device=run.device())
+        asked = torch.tensor(self.asked, device=distributed.device())
         dist.all_reduce(asked, dist.ReduceOp.MAX)
         return bool(asked)
 
     def leave(self, text: str) -> None:
         """Exit with 75, once all processes are here: a launcher may end the others with the first that exits."""
-        if run.world_size() > 1:
+        if distributed.world_size() > 1:
             dist.barrier()
         log.info(text)
         sys.exit(TO_BE_CONTINUED)
 
 
 @contextlib.contextmanager
-def named_worker_death() -> Iterator[None]:
+def worker_death_as_user_error() -> Iterator[None]:
     """Make one line of the death of a process that loads images; PyTorch raises it wherever the run happens to be."""
     try:
         yield
@@ -76,7 +76,7 @@ def named_worker_death() -> Iterator[None]:
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Make `folder` and keep other runs out of it. The kernel lets go of the lock when the process dies."""
-    if not run.is_main():
+    if not distributed.is_main():
         yield
         return
     try:
@@ -93,7 +93,7 @@ def lock(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"{folder} is in use by another run (process {holder}); stop it or change TRAIN.save_path"
             ) from None
-        files.sweep(folder)
+        files.remove_temporaries(folder)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -14,9 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from util.dataset import read_list, read_text  # noqa: E402
+from util.data.lists import read_list, read_text  # noqa: E402
 from util.errors import UserError  # noqa: E402
-from util.files import replacing  # noqa: E402
+from util.files import atomic_write  # noqa: E402
 
 SPLITS = ("train", "val", "test")
 
@@ -41,7 +41,7 @@ def prepare(folder: Path, out: Path) -> None:
             if not link.exists():
                 link.symlink_to((folder / name).resolve(), target_is_directory=True)
         written = out / "list" / f"{split}.txt"
-        with replacing(written) as file:
+        with atomic_write(written) as file:
             file.write("".join(f"{line}\n" for line in lines).encode())
             file.flush()
             read_list(file.name, "CamVid", str(out))  # every file is there, or an error says which is not

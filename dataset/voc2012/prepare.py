@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from util.errors import UserError  # noqa: E402
-from util.files import replace_text, replacing  # noqa: E402
+from util.files import atomic_write, replace_text  # noqa: E402
 
 HERE = ROOT / "dataset" / "voc2012"
 COUNTS = {"train_aug": 10582, "train": 1464, "val": 1449}
@@ -106,7 +106,7 @@ def palette() -> bytes:
 def save_label(label: NDArray[np.uint8], path: Path, colors: bytes) -> None:
     picture = Image.fromarray(label, "P")
     picture.putpalette(colors)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         picture.save(file, "PNG")
 
 
@@ -135,7 +135,7 @@ def take_voc(voc: Path, out: Path, images: set[str], labels: set[str]) -> None:
                     path.unlink(missing_ok=True)  # a link to what is gone
                     path.symlink_to(content.resolve())
                 else:
-                    with replacing(path) as file:
+                    with atomic_write(path) as file:
                         file.write(content)
         if left:
             raise UserError(f"{voc} lacks the {folder} of {min(left)} and {len(left) - 1} more; unpack it whole")

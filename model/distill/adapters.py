@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.distill.options import Share
 from model.pspnet import Output, PSPNet
-from util.keys import Share
 
 
 class Generator(nn.Module):
@@ -57,7 +57,7 @@ def always(student: int, teacher: int) -> nn.Module:
     return nn.Conv2d(student, teacher, 1)
 
 
-def where_differing(student: int, teacher: int) -> nn.Module:
+def conv1x1_if_channels_differ(student: int, teacher: int) -> nn.Module:
     """A 1x1 convolution where the channels differ, nothing where they do not."""
     return nn.Identity() if student == teacher else always(student, teacher)
 
@@ -70,7 +70,7 @@ def none(student: int, teacher: int) -> nn.Module:
 Adapter = Callable[..., nn.Module]
 
 
-class Adapted(nn.Module):
+class StudentWithAdapters(nn.Module):
     """The student and its adapters as one module, so that DistributedDataParallel wraps both.
 
     layers: for each adapter, the student's layer that it reads and the teacher's layer whose grid it goes to. forward

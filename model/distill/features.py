@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.loss import Labels, masked_mean, wide
-from util.keys import AboveZero
+from model.distill.options import AboveZero
+from model.labels import Labels
+from model.loss import masked_mean, to_float32
 
 
 def mse(student: Tensor, teacher: Tensor, labels: Labels) -> Tensor:
@@ -20,7 +21,7 @@ def mse(student: Tensor, teacher: Tensor, labels: Labels) -> Tensor:
     map it is Yang et al., "Masked Generative Distillation", ECCV 2022 (mgd), there summed over C*h*w with weight 2e-5:
     as a mean that weight is 42 for 512 channels at 64x64.
     """
-    return masked_mean((wide(student) - wide(teacher.detach())).square().mean(1), labels)
+    return masked_mean((to_float32(student) - to_float32(teacher.detach())).square().mean(1), labels)
 
 
 def at(student: Tensor, teacher: Tensor, labels: Labels) -> Tensor:
@@ -32,7 +33,7 @@ def at(student: Tensor, teacher: Tensor, labels: Labels) -> Tensor:
     """
 
     def attention(features: Tensor) -> Tensor:
-        energy = torch.where(labels.mask, wide(features).square().mean(1), 0)
+        energy = torch.where(labels.mask, to_float32(features).square().mean(1), 0)
         return F.normalize(energy.flatten(1), dim=1)
 
     return (attention(student) - attention(teacher.detach())).square().sum(1).mean()
@@ -48,7 +49,7 @@ def cwd(student: Tensor, teacher: Tensor, labels: Labels, *, temperature: AboveZ
     inside = mask | ~mask.any(2, keepdim=True)  # a softmax over nothing would be NaN
 
     def log_share(features: Tensor) -> Tensor:
-        return F.log_softmax((wide(features) / temperature).flatten(2).masked_fill(~inside, -torch.inf), 2)
+        return F.log_softmax((to_float32(features) / temperature).flatten(2).masked_fill(~inside, -torch.inf), 2)
 
     log_p, log_q = log_share(teacher.detach()), log_share(student)
     divergence = (log_p.exp() * (log_p - log_q).masked_fill(~mask, 0)).sum(2)
@@ -66,7 +67,7 @@ def attnfd(student: Tensor, teacher: Tensor, labels: Labels) -> Tensor:
     def unit(features: Tensor) -> Tensor:
         return F.normalize(torch.where(labels.mask.unsqueeze(1), features, 0).flatten(1), dim=1)
 
-    return (unit(wide(student)) - unit(attend(wide(teacher.detach())))).square().sum(1).mean()
+    return (unit(to_float32(student)) - unit(attend(to_float32(teacher.detach())))).square().sum(1).mean()
 
 
 def attend(features: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.loss import Labels, masked_mean, wide
-from util.keys import AboveZero, NotNegative
+from model.distill.options import AboveZero, NotNegative
+from model.labels import Labels
+from model.loss import masked_mean, to_float32
 
 
 def standardise(logits: Tensor) -> Tensor:
@@ -17,7 +18,7 @@ def standardise(logits: Tensor) -> Tensor:
     Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024. A student then need not match how large
     the teacher's logits are, only their relation. To be applied to both before any loss below.
     """
-    logits = wide(logits)
+    logits = to_float32(logits)
     centred = logits - logits.mean(1, keepdim=True)
     return centred / (centred.square().mean(1, keepdim=True) + 1e-12).sqrt()
 
@@ -28,8 +29,8 @@ def kl(student: Tensor, teacher: Tensor, labels: Labels, *, temperature: AboveZe
     Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; per pixel in Liu et al., CVPR 2019.
     The factor T^2 keeps the gradient's size when T changes.
     """
-    log_p = F.log_softmax(wide(teacher.detach()) / temperature, 1)
-    log_q = F.log_softmax(wide(student) / temperature, 1)
+    log_p = F.log_softmax(to_float32(teacher.detach()) / temperature, 1)
+    log_q = F.log_softmax(to_float32(student) / temperature, 1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(1)
     return temperature**2 * masked_mean(divergence, labels)
 
@@ -53,7 +54,7 @@ def dkd(
 
     def parts(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log p(target), log p(not target), both (N, h, w), and log p(class | not target), -inf at the target."""
-        log_p = F.log_softmax(wide(logits) / temperature, 1)
+        log_p = F.log_softmax(to_float32(logits) / temperature, 1)
         others = log_p.masked_fill(target, -torch.inf)
         log_rest = others.logsumexp(1)
         return log_p.masked_fill(~target, 0).sum(1), log_rest, others - log_rest.unsqueeze(1)
@@ -80,8 +81,8 @@ def dist(
     part correlates over all valid pixels of the batch (of a process's share and of an accumulated pass), as
     published; a class that the teacher gives the same probability everywhere has nothing to correlate and counts 0.
     """
-    p = F.softmax(wide(teacher.detach()) / temperature, 1)
-    q = F.softmax(wide(student) / temperature, 1)
+    p = F.softmax(to_float32(teacher.detach()) / temperature, 1)
+    q = F.softmax(to_float32(student) / temperature, 1)
     pixels = 1 - _pearson(q, p, torch.ones_like(p), 1)
     weight = labels.mask.to(p.dtype).unsqueeze(1).expand_as(p)
     flat = (x.transpose(0, 1).flatten(1) for x in (q, p, weight))

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from model.loss import Labels, masked_mean, wide
-from util.keys import AboveZero, Positive
+from model.distill.options import AboveZero, Positive
+from model.labels import Labels
+from model.loss import masked_mean, to_float32
 
 LABELS = 256  # possible values of a label
 
@@ -24,7 +25,7 @@ def pairwise(student: Tensor, teacher: Tensor, labels: Labels, *, patch: Positiv
     mask = F.max_pool2d(labels.mask.unsqueeze(1).float(), patch, ceil_mode=True).flatten(2) > 0  # (N, 1, P)
 
     def similarity(features: Tensor) -> Tensor:
-        valid = wide(features).masked_fill(~labels.mask.unsqueeze(1), -torch.inf)
+        valid = to_float32(features).masked_fill(~labels.mask.unsqueeze(1), -torch.inf)
         pooled = F.max_pool2d(valid, patch, ceil_mode=True).flatten(2)
         unit = F.normalize(pooled.masked_fill(~mask, 0), dim=1)
         return unit.transpose(1, 2) @ unit
@@ -44,7 +45,7 @@ def ifv(student: Tensor, teacher: Tensor, labels: Labels) -> Tensor:
     bins = (image * LABELS + labels.label.where(labels.mask, LABELS - 1)).flatten()  # no class is the last value
 
     def likeness(features: Tensor) -> Tensor:
-        flat = wide(features).permute(0, 2, 3, 1).flatten(0, 2)
+        flat = to_float32(features).permute(0, 2, 3, 1).flatten(0, 2)
         sums = flat.new_zeros(len(features) * LABELS, flat.shape[1]).index_add(0, bins, flat)
         counts = flat.new_zeros(len(sums)).index_add(0, bins, torch.ones_like(flat[:, 0]))
         means = sums / counts.clamp(min=1).unsqueeze(1)
@@ -69,7 +70,7 @@ def cirkd(
     mask = (count > 0).flatten(1)  # (N, P)
 
     def unit(features: Tensor) -> Tensor:
-        inside = wide(features).masked_fill(~labels.mask.unsqueeze(1), 0)
+        inside = to_float32(features).masked_fill(~labels.mask.unsqueeze(1), 0)
         pooled = F.avg_pool2d(inside, patch, ceil_mode=True, divisor_override=1) / count.clamp(min=1)
         return F.normalize(pooled.flatten(2), dim=1)
 

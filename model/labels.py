@@ -1,0 +1,43 @@
+"""Labels on a grid of points, and the label values that are reserved."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def reserved_labels(ignore_label: int) -> tuple[int, int]:
+    """The two label values that mark padding and pixels of unlabelled images: the largest but ignore_label."""
+    padding, unlabelled = [value for value in (255, 254, 253) if value != ignore_label][:2]
+    return padding, unlabelled
+
+
+class Labels(NamedTuple):
+    """A batch's labels on one grid of points.
+
+    label: (N, h, w) int64: class index, ignore_label or a reserved label. mask: (N, h, w) bool, where a term counts.
+    count: the number that a sum over this batch is divided by. It is the number of valid positions of the batch,
+    or, where a batch is spread over processes and forward passes, of all of it divided by how many share it: so
+    the mean of the shares' losses is the mean over the whole batch's valid positions, not a mean of means.
+    """
+
+    label: Tensor
+    mask: Tensor
+    count: Tensor
+
+    @classmethod
+    def of(cls, label: Tensor, ignore_label: int) -> "Labels":
+        mask = label != ignore_label
+        return cls(label, mask, mask.sum().clamp(min=1))
+
+
+def sample_labels(label: Tensor, zoom_factor: int) -> Tensor:
+    """(N, H, W) -> (N, h, w), h = (H - 1) * zoom_factor // 8 + 1, at the points where align_corners puts the grid.
+
+    For H = 8n + 1 that is every (8 / zoom_factor)-th pixel. Labels are picked, never interpolated.
+    """
+    for axis in (1, 2):
+        size = label.shape[axis]
+        points = torch.linspace(0, size - 1, (size - 1) * zoom_factor // 8 + 1, device=label.device).round().long()
+        label = label if len(points) == size else label.index_select(axis, points)
+    return label

@@ -1,0 +1,44 @@
+"""Intervals for mIoU by the bootstrap over images (Efron, 1979): what another draw of images might have given."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tool.report.runs import HIT, PREDICTED, TRUTH
+
+LEVEL = 0.95
+
+
+def draw(images: int, resamples: int, block: int = 1, seed: int = 0) -> NDArray[np.float64]:
+    """(resamples, images): how often each image is in a draw of as many images, with replacement.
+
+    block: images drawn together, as stretches of the list that go on at its beginning (the circular block bootstrap,
+    Politis and Romano, 1992): neighbours in a video are not independent.
+    """
+    rng = np.random.default_rng(seed)
+    if block == 1:
+        return rng.multinomial(images, np.full(images, 1 / images), resamples).astype(np.float64)
+    starts = rng.integers(0, images, (resamples, -(-images // block)))
+    drawn = ((starts[..., None] + np.arange(block)) % images).reshape(resamples, -1)[:, :images]
+    return np.stack([np.bincount(row, minlength=images) for row in drawn]).astype(np.float64)
+
+
+def resampled_iou(pixels: NDArray[np.int64], resamples: int, block: int = 1, seed: int = 0) -> NDArray[np.float64]:
+    """IoU of each class in `resamples` draws of as many images, the same draws for every run; block: see `draw`.
+
+    pixels: (runs, images, 3 kinds, classes) -> (resamples, runs, classes). A class that a draw lacks is NaN there, so
+    that it does not pull that draw's mean down; one that all images lack is 0, as it is in metrics.json.
+    """
+    runs, images, kinds, classes = pixels.shape
+    draws = draw(images, resamples, block, seed)
+    result = np.empty((resamples, runs, classes))
+    for r in range(runs):
+        counts = (draws @ pixels[r].reshape(images, -1)).reshape(resamples, kinds, classes)
+        union = counts[:, TRUTH] + counts[:, PREDICTED] - counts[:, HIT]
+        result[:, r] = np.where(union > 0, counts[:, HIT] / np.maximum(union, 1), np.nan)
+        result[:, r, pixels[r, :, TRUTH:].sum((0, 1)) == 0] = 0
+    return result
+
+
+def interval(values: NDArray[np.float64]) -> list[float]:
+    """The percentiles that hold the middle LEVEL of `values` (resamples,); NaN and infinity do not count."""
+    return np.percentile(values[np.isfinite(values)], [50 * (1 - LEVEL), 50 * (1 + LEVEL)]).tolist()

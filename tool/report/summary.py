@@ -1,0 +1,115 @@
+"""The numbers of a comparison: from counts of pixels to scores, intervals and differences."""
+
+from typing import Any
+
+import numpy as np
+
+from tool.report import bootstrap
+from tool.report.runs import BORDER, INSIDE, Counts, Run
+from util.evaluate.metric import iou
+from util.evaluate.testing import protocol_line
+
+
+def _gap_closed(scores, baseline: int | None, teacher: int | None):
+    """(..., runs) mIoU -> the share of the way from the student alone to the teacher; None without the two."""
+    if baseline is None or teacher is None:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = scores[..., [teacher]] - scores[..., [baseline]]
+        return (scores - scores[..., [baseline]]) / gap
+
+
+def summarise(runs: list[Run], counts: Counts, costs: list[dict | None], resamples: int) -> dict[str, Any]:
+    """The content of report.json. Scores are fractions; intervals are [low, high]."""
+    names = [c["name"] for c in runs[0].metrics["classes"]]
+    roles = [run.role for run in runs]
+    student, teacher = (roles.index(role) if role in roles else None for role in ("student", "teacher"))
+    regions = {"border": BORDER, "inside": INSIDE}
+    by_region = {name: iou(*counts.pixels[:, :, region].sum(1).swapaxes(0, 1)) for name, region in regions.items()}
+    whole = counts.pixels.sum(2)
+    scores = iou(*whole.sum(1).swapaxes(0, 1))
+    drawn = bootstrap.resampled_iou(whole, resamples)
+    mean, drawn_mean = scores.mean(1), np.nanmean(drawn, 2)
+    closed, drawn_closed = (_gap_closed(values, student, teacher) for values in (mean, drawn_mean))
+    notes = _notes(runs, costs)
+    candidates = [r for r, role in enumerate(roles) if role == "distilled"] or range(len(runs))
+    if closed is not None and bootstrap.interval(drawn_mean[:, teacher] - drawn_mean[:, student])[0] <= 0:
+        closed = drawn_closed = None
+        notes.append("The teacher is not surely above the student alone on these images: no share of the gap is given.")
+    rows, differences = [], []
+    for r, run in enumerate(runs):
+        inner = closed is not None and r not in (student, teacher)
+        rows.append(
+            {
+                "name": run.name,
+                "title": run.title,
+                "role": run.role,
+                "folder": str(run.folder),
+                "mIoU": mean[r],
+                "interval": bootstrap.interval(drawn_mean[:, r]),
+                "mAcc": run.metrics["mAcc"],
+                "allAcc": run.metrics["allAcc"],
+                **{name: values[r].mean() for name, values in by_region.items()},
+                "gap_closed": closed[r] if inner else None,
+                "gap_closed_interval": bootstrap.interval(drawn_closed[:, r]) if inner else None,
+                "classes": scores[r].tolist(),
+                "layers": run.metrics["network"]["layers"],
+                **(costs[r] or {"parameters": None, "GFLOP": None, "ms": None}),
+                "protocol": protocol_line(run.metrics["protocol"]),
+            }
+        )
+    for a in range(len(runs)):
+        for b in range(a + 1, len(runs)):
+            drawn_gain = drawn[:, b] - drawn[:, a]
+            differences.append(
+                {
+                    "before": a,
+                    "after": b,
+                    "mIoU": mean[b] - mean[a],
+                    "interval": bootstrap.interval(drawn_mean[:, b] - drawn_mean[:, a]),
+                    **{name: (values[b] - values[a]).mean() for name, values in by_region.items()},
+                    "fixed": counts.turned[:, a, b].sum() / max(counts.valid.sum(), 1),
+                    "broken": counts.turned[:, b, a].sum() / max(counts.valid.sum(), 1),
+                    "classes": (scores[b] - scores[a]).tolist(),
+                    "class_intervals": [bootstrap.interval(values) for values in drawn_gain.T],
+                }
+            )
+    return {
+        "list": runs[0].metrics["protocol"]["list"],
+        "images": len(counts.valid),
+        "classes": names,
+        "absent": [name for name, seen in zip(names, whole.sum((0, 1, 2)), strict=True) if not seen],
+        "resamples": resamples,
+        "border_pixels": [int(counts.border.min()), int(counts.border.max())],
+        "border_share": float((counts.pixels[0, :, BORDER, 1].sum()) / max(counts.valid.sum(), 1)),
+        "baseline": student if student is not None else 0,
+        "best": max(candidates, key=lambda r: mean[r]),
+        "runs": rows,
+        "differences": differences,
+        "notes": notes,
+    }
+
+
+def _notes(runs: list[Run], costs: list[dict | None]) -> list[str]:
+    """What a reader must know before comparing these runs."""
+    notes = []
+    shown = {key: {str(run.metrics["protocol"][key]) for run in runs} for key in runs[0].metrics["protocol"]}
+    apart = [key for key, values in shown.items() if len(values) > 1 and key not in ("checkpoint", "list")]
+    if apart:
+        notes.append(f"The runs were not tested alike: {', '.join(apart)} differ.")
+    absent = [run.title for run, cost in zip(runs, costs, strict=True) if cost is None]
+    if absent:
+        notes.append(f"Cost is not given where the checkpoint is gone: {', '.join(absent)}.")
+    curveless = [run.title for run in runs if not run.history]
+    if curveless:
+        notes.append(f"No model/metrics.jsonl, so no training curves: {', '.join(curveless)}.")
+    return notes
+
+
+def plain(value: Any) -> Any:
+    """`value` with numpy's numbers made Python's, for JSON."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,110 @@
+"""Lists and decoding."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from util import files
+from util.config import Config, Data
+from util.data.decode import read_image, read_label, turned
+from util.errors import UserError
+
+LONGEST_LIST = 1 << 28  # characters
+
+
+class Pair(NamedTuple):
+    image: Path
+    label: Path | None
+
+
+def read_text(path: str | Path, key: str) -> list[str]:
+    """The file's lines, without a byte-order mark or line ends. Raises UserError that names the config key."""
+    try:
+        return files.read_text(path, LONGEST_LIST).split("\n")
+    except FileNotFoundError:
+        script = Path(path).parent.parent / "prepare.py"
+        hint = f"make it with python {script}" if script.is_file() else f"correct {key}"
+        raise UserError(f"{path} ({key}) does not exist; {hint}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} ({key}) cannot be read as text ({error})") from None
+
+
+def read_list(
+    path: str, key: str, root: str, labelled: bool = True, allow_outside: bool = False, once: bool = False
+) -> list[Pair]:
+    """The pairs of a list file: `image label` a line (or `image`), relative to `root`; empty lines are skipped.
+
+    key: the config key that named the file, for errors. once: each image may stand in it once, since it is scored.
+    Raises UserError with file and line when a line has another form or leaves `root` (unless allow_outside), or a
+    file in it does not exist.
+    """
+    pairs, where, first = [], defaultdict(dict), {}
+    for number, line in enumerate(read_text(path, key), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 1 + labelled:
+            form = "`image label`" if labelled else "`image`"
+            raise UserError(
+                f"{path}, line {number}: expected {form} (paths without spaces), found {line.strip()[:120]!r}"
+            )
+        try:
+            found = [files.below(root, field, allow_outside) for field in fields]
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {line.strip()[:120]!r} {error}") from None
+        for file in found:
+            where[file.parent].setdefault(file.name, number)
+        earlier = first.setdefault(found[0], number)
+        if once and earlier != number:
+            raise UserError(f"{path}, line {number}: {found[0]} stands in line {earlier}, too, and would count twice")
+        pairs.append(Pair(found[0], found[1] if labelled else None))
+    if not pairs:
+        raise UserError(f"{path} ({key}) lists no image")
+    for folder, names in where.items():  # one listing a folder: 20,000 look-ups are slow over a network
+        try:
+            present = {entry.name for entry in folder.iterdir()}
+        except OSError:  # no folder, or not ours to read
+            present = set()
+        for name, number in names.items():
+            if name not in present:
+                raise UserError(f"{path}, line {number}: {folder / name} does not exist (DATA.data_root is {root})")
+    return pairs
+
+
+def scored_list(path: str, key: str, data: Data, labelled: bool = True) -> list[Pair]:
+    """read_list for images that are scored: each may stand in it once."""
+    return read_list(path, key, data.data_root, labelled, data.allow_outside, once=True)
+
+
+def read_pair(pair: Pair, cfg: Config) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    image = read_image(pair.image)
+    try:
+        return image, read_label(pair.label, image.shape[:2], cfg.data.classes, cfg.train.ignore_label)
+    except UserError as error:
+        if turned(pair.image):
+            raise UserError(
+                f"{error}; {pair.image} has an EXIF orientation: its label must fit it as viewers show it"
+            ) from None
+        raise
+
+
+def read_names(data: Data) -> list[str]:
+    names = [line.strip() for line in read_text(data.names_path, "DATA.names_path") if line.strip()]
+    if len(names) != data.classes:
+        raise UserError(f"{data.names_path} names {len(names)} classes, DATA.classes is {data.classes}")
+    return names
+
+
+def read_colors(data: Data) -> NDArray[np.uint8]:
+    """(256, 3) palette: the file's colours, then black. Each line of the file is `red green blue`."""
+    lines = [line.split() for line in read_text(data.colors_path, "DATA.colors_path") if line.strip()]
+    try:
+        colors = np.array([[int(red), int(green), int(blue)] for red, green, blue in lines], dtype=np.uint8)
+    except (ValueError, OverflowError):
+        raise UserError(f"{data.colors_path}: expected three numbers from 0 to 255 a line") from None
+    if not data.classes <= len(colors) <= 256:
+        raise UserError(f"{data.colors_path} has {len(colors)} colours, DATA.classes is {data.classes}")
+    return np.vstack([colors, np.zeros((256 - len(colors), 3), np.uint8)])

@@ -1,0 +1,110 @@
+"""Processes, device, precision and seeds: what is the same for all code of one process."""
+
+import contextlib
+import datetime
+import os
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from util.errors import UserError
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and prints."""
+    return rank() == 0
+
+
+def indices_of_this_rank(count: int) -> range:
+    """Every world_size-th of `count` indices, from this rank's on: no image is scored twice."""
+    return range(rank(), count, world_size())
+
+
+def all_reduce(tensor: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """`tensor` reduced over all processes, in place; a collective. Alone, `tensor` as it is."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, op)
+    return tensor
+
+
+def device() -> torch.device:
+    """This process's GPU when there is one, else the CPU. Raises UserError for more processes than GPUs."""
+    if torch.cuda.is_available():
+        index, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if index >= count:
+            raise UserError(f"there are {count} GPUs for more processes; lower torchrun's --nproc_per_node")
+        return torch.device("cuda", index)
+    return torch.device("cpu")
+
+
+def precision(name: str) -> torch.dtype:
+    """The dtype of convolutions for TRAIN.precision or TEST.precision.
+
+    auto is bfloat16 where the hardware computes in it, else float32: emulated bfloat16 is slower than float32.
+    """
+    if name != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+    if torch.cuda.is_available():
+        native = torch.cuda.get_device_capability(device()) >= (8, 0)
+    else:
+        try:
+            flags = Path("/proc/cpuinfo").read_text()
+        except OSError:
+            flags = ""
+        native = "avx512_bf16" in flags or "amx_bf16" in flags
+    return torch.bfloat16 if native else torch.float32
+
+
+def autocast(dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device().type, dtype, enabled=dtype != torch.float32)
+
+
+def compiled(module: nn.Module, wanted: bool) -> nn.Module:
+    """torch.compile of `module` if wanted, with shared parameters. Raises UserError without a compiler."""
+    if not wanted:
+        return module
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        raise UserError("TRAIN.compile needs a C++ compiler: install g++ (or name one in CXX), or set it to False")
+    return torch.compile(module, dynamic=False)
+
+
+def seed_everything(*keys: int) -> None:
+    """Seed Python's, NumPy's and torch's generators from the tuple `keys`."""
+    seed = int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def processes():
+    """The process group of torchrun, if torchrun started this process: NCCL on CUDA, gloo on the CPU."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise UserError(f"process {rank()} lost the others; the one that ended first says why") from None
+    # Not after an error: the others would not come, and torchrun ends them as soon as this process is gone.
+    dist.barrier()  # the first process may still be writing, and a launcher may end it with the one that exits first
+    dist.destroy_process_group()

@@ -1,0 +1,208 @@
+"""What the test scripts do: predict a list of images, write the class maps, score them, compare runs."""
+
+import json
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from util import distributed, network
+from util.config import Config
+from util.data.decode import read_image, read_label
+from util.data.lists import Pair, read_colors, read_names, scored_list
+from util.errors import UserError
+from util.evaluate import predict
+from util.evaluate.metric import Scores, confusion_matrix
+from util.files import replace_text
+from util.train import dry_run
+
+
+def test(cfg: Config) -> None:
+    """Predict TEST.test_list with TEST.model_path and score it; TEST.has_prediction scores what is already there.
+
+    Writes gray/NAME.png (class indices), color/NAME.png (palette) and, unless TEST.split is test, metrics.json under
+    TEST.save_folder. TEST.index_start and TEST.index_step choose a part of the list.
+    """
+    t = cfg.test
+    pairs = scored_list(t.test_list, "TEST.test_list", cfg.data, labelled=t.split != "test")
+    maps = output_names(pairs, Path(t.save_folder))  # of the whole list: a part must not name its maps otherwise
+    end = t.index_start + t.index_step if t.index_step else len(pairs)
+    pairs, maps = pairs[t.index_start : end], maps[t.index_start : end]
+    if not pairs:
+        raise UserError(f"TEST.index_start {t.index_start} is past the end of {t.test_list}")
+    names = read_names(cfg.data)
+    if t.has_prediction and t.split == "test":
+        raise UserError("TEST.has_prediction scores existing maps, but TEST.split test has no labels to score them by")
+    if cfg.check:
+        dry_run.testing(cfg, pairs, maps)
+        return
+    matrix = _score_existing(pairs, maps, cfg) if t.has_prediction else _predict(pairs, maps, cfg)
+    if t.split == "test" or not distributed.is_main():
+        return
+    metrics = report(matrix, names, cfg, len(pairs))
+    path = Path(t.save_folder, "metrics.json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(metrics, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path} (TEST.save_folder): {error.strerror}") from None
+    print(table(metrics))
+    print(f"{protocol_line(metrics['protocol'])}\nwritten to {path}")
+
+
+def output_names(pairs: list[Pair], folder: Path) -> list[str]:
+    """NAME of each image's maps: its file name without extension, as in semseg; with folders where that repeats."""
+    names = [pair.image.stem for pair in pairs]
+    if len(set(names)) < len({pair.image for pair in pairs}):
+        names = ["_".join(pair.image.with_suffix("").parts[-3:]) for pair in pairs]
+    if len(set(names)) < len({pair.image for pair in pairs}):
+        raise UserError(f"the test list has images of the same name; their maps would overwrite each other in {folder}")
+    return names
+
+
+def _predict(pairs: list[Pair], maps: list[str], cfg: Config) -> torch.Tensor:
+    t, classes, device = cfg.test, cfg.data.classes, distributed.device()
+    dtype = distributed.precision(t.precision)
+    net = network.load(t.model_path, cfg.train.layers, classes, aux=False).to(device).freeze(dtype)
+    folder, palette = Path(t.save_folder), read_colors(cfg.data)
+    try:
+        for kind in ("gray", "color"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder} (TEST.save_folder): {error.strerror}") from None
+    matrix = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+    mine, protocol = distributed.indices_of_this_rank(len(pairs)), predict.testing_protocol(cfg)
+    workers = min(cfg.train.workers, len(mine))
+    done: list[Future] = []
+    with ThreadPoolExecutor(1) as writer:
+        for index, prediction, label in predict.predictions(
+            net, pairs, mine, cfg, protocol, dtype, workers, f"test {len(pairs)} images"
+        ):
+            if label is not None:
+                matrix += confusion_matrix(prediction, label.to(device), classes)
+            done.append(writer.submit(write_maps, prediction.cpu().numpy(), palette, folder, maps[index]))
+    for future in done:
+        future.result()
+    return distributed.all_reduce(matrix)
+
+
+def write_maps(gray: NDArray[np.uint8], palette: NDArray[np.uint8], folder: Path, name: str) -> None:
+    """folder/gray/NAME.png (class indices) and folder/color/NAME.png; gray (H, W), palette (256, 3)."""
+    try:
+        Image.fromarray(gray).save(folder / "gray" / f"{name}.png")
+        color = Image.fromarray(gray, "P")
+        color.putpalette(palette.tobytes())
+        color.save(folder / "color" / f"{name}.png")
+    except OSError as error:
+        raise UserError(f"cannot write {name}.png to {folder} ({error.strerror})") from None
+
+
+def _score_existing(pairs: list[Pair], maps: list[str], cfg: Config) -> torch.Tensor:
+    classes, folder = cfg.data.classes, Path(cfg.test.save_folder, "gray")
+    matrix = torch.zeros(classes, classes, dtype=torch.int64)
+    for index in tqdm(
+        distributed.indices_of_this_rank(len(pairs)),
+        "score",
+        leave=False,
+        disable=None if distributed.is_main() else True,
+    ):
+        pair = pairs[index]
+        shape = read_image(pair.image).shape[:2]
+        label = read_label(pair.label, shape, classes, cfg.train.ignore_label)
+        prediction = read_map(folder, maps[index], shape, classes)
+        matrix += confusion_matrix(torch.from_numpy(prediction.copy()), torch.from_numpy(label.copy()), classes)
+    return distributed.all_reduce(matrix.to(distributed.device()))
+
+
+def read_map(folder: Path, name: str, shape: tuple[int, int], classes: int) -> NDArray[np.uint8]:
+    """The class indices (H, W) that a test left in folder/NAME.png. Raises UserError for what is none."""
+    path = folder / f"{name}.png"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; test that network first, without TEST.has_prediction")
+    return read_label(path, shape, classes, classes - 1)
+
+
+def report(matrix: torch.Tensor, names: list[str], cfg: Config, images: int) -> dict[str, Any]:
+    """The content of metrics.json."""
+    scores, t = Scores.of(matrix), cfg.test
+    per_class = zip(names, scores.iou, scores.accuracy, strict=True)
+    return {
+        "mIoU": scores.mIoU,
+        "mAcc": scores.mAcc,
+        "allAcc": scores.allAcc,
+        "classes": [{"name": name, "iou": iou, "accuracy": accuracy} for name, iou, accuracy in per_class],
+        "absent": [names[index] for index in scores.absent],
+        "images": images,
+        "protocol": {
+            "mode": t.mode,
+            "scales": t.scales,
+            "flip": t.flip,
+            "crop": [t.test_h, t.test_w],
+            "base_size": t.base_size,
+            "precision": "existing predictions" if t.has_prediction else str(distributed.precision(t.precision))[6:],
+            "checkpoint": t.model_path,
+            "list": t.test_list,
+        },
+        # What tool/report/compare.py needs to find images, labels and maps again, and to tell teacher from student.
+        "data": cfg.data.model_dump(),
+        "ignore_label": cfg.train.ignore_label,
+        "network": {"layers": cfg.train.layers, "teacher_layers": cfg.distill and cfg.distill.teacher_layers},
+    }
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """Per class IoU and accuracy, then the means, in percent."""
+    width = max(len(c["name"]) for c in metrics["classes"])
+    rows = [f"{'class':{width}}   IoU %   acc %"]
+    rows += [f"{c['name']:{width}}  {100 * c['iou']:6.2f}  {100 * c['accuracy']:6.2f}" for c in metrics["classes"]]
+    rows.append(f"{'mean':{width}}  {100 * metrics['mIoU']:6.2f}  {100 * metrics['mAcc']:6.2f}")
+    rows.append(f"pixel accuracy {100 * metrics['allAcc']:.2f} % over {metrics['images']} images")
+    if metrics["absent"]:
+        rows.append(f"in neither truth nor prediction, counted as 0: {', '.join(metrics['absent'])}")
+    return "\n".join(rows)
+
+
+def protocol_line(p: dict[str, Any]) -> str:
+    how = f"windows of {p['crop'][0]}x{p['crop'][1]}" if p["mode"] == "slide" else "whole images"
+    flip = "with" if p["flip"] else "without"
+    return f"{how} {flip} flip, scales {p['scales']} of base size {p['base_size']}, {p['precision']}, {p['checkpoint']}"
+
+
+def compare(cfg: Config) -> None:
+    """Print teacher, student alone and distilled side by side, and whether the distilled one lies between."""
+    if not distributed.is_main() or cfg.check or cfg.test.compare is None or cfg.test.split == "test":
+        return
+    files = {
+        "teacher": cfg.test.compare.teacher,
+        "student alone": cfg.test.compare.student,
+        "distilled": str(Path(cfg.test.save_folder, "metrics.json")),
+    }
+    missing = [f"{name} ({path})" for name, path in files.items() if not Path(path).is_file()]
+    if missing:
+        print(f"no comparison yet, not tested: {', '.join(missing)}")
+        return
+    try:
+        runs = {name: json.loads(Path(path).read_text()) for name, path in files.items()}
+    except ValueError:
+        raise UserError(f"one of {', '.join(files.values())} is no JSON; test that network again") from None
+    print(f"\n{'':14}  mIoU %  mAcc %   acc %")
+    for name, m in runs.items():
+        print(f"{name:14}  {100 * m['mIoU']:6.2f}  {100 * m['mAcc']:6.2f}  {100 * m['allAcc']:6.2f}")
+    print(verdict(*(m["mIoU"] for m in runs.values())))
+
+
+def verdict(teacher: float, student: float, distilled: float) -> str:
+    """Where the distilled student's mIoU lies, in one sentence."""
+    if teacher <= student:
+        return "The teacher is not above the student alone: there is nothing to distil here."
+    share = f"{100 * (distilled - student) / (teacher - student):.0f} % of the gap closed"
+    if distilled < student:
+        return f"The distilled student lies below the student alone ({share})."
+    if distilled > teacher:
+        return f"The distilled student lies above the teacher ({share})."
+    return f"The distilled student lies between the student alone and the teacher ({share})."

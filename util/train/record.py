@@ -1,0 +1,107 @@
+"""What a training run says and leaves behind: console lines, metrics.jsonl, TensorBoard. Only rank 0 does."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from util import distributed, overfit
+from util.config import Config
+from util.data.decode import read_image
+from util.data.lists import Pair, read_colors, read_names
+from util.errors import UserError
+from util.evaluate import predict
+from util.files import replace_text
+
+PICTURE_HEIGHT = 240  # pixels, of the pictures in TensorBoard
+
+
+def _epoch(line: str) -> float:
+    """The epoch of a line of metrics.jsonl; infinity for one that a kill broke off."""
+    try:
+        return json.loads(line)["epoch"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+class Recorder:
+    """Opens the run's files in `folder`; what came after epoch `done`, and TensorBoard's points from `step` on, is cut.
+
+    They will come again.
+    """
+
+    def __init__(self, cfg: Config, folder: Path, done: int, val: list[Pair], step: int):
+        self.cfg, self.log = cfg, logging.getLogger("train")
+        self.no_bar = not (distributed.is_main() and sys.stderr.isatty())
+        self.colors = read_colors(cfg.data)
+        read_names(cfg.data)  # a wrong file should stop the run now, not the test after it
+        spread = np.linspace(0, len(val) - 1, min(cfg.train.pictures, len(val))).astype(int)
+        self.examples = [val[i] for i in spread]
+        if not distributed.is_main():
+            return
+        self.metrics = folder / "metrics.jsonl"
+        try:
+            if self.metrics.exists():
+                replace_text(self.metrics, "".join(line for line in self.metrics.open() if _epoch(line) <= done))
+            self.writer = SummaryWriter(str(folder), purge_step=step)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder} (TRAIN.save_path): {error.strerror}") from None
+
+    def say(self, text: str) -> None:
+        self.log.info(text)
+
+    def steps(self, step: int, means: dict[str, float], lr: float, rate: float, where: str) -> None:
+        """The running means of an epoch, every print_freq steps; rate in images a second."""
+        if not distributed.is_main():
+            return
+        if self.no_bar:
+            terms = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+            self.say(f"{where}: {terms}, lr {lr:.2e}, {rate:.4g} images/s")
+        for name, value in {**means, "lr": lr, "images_per_second": rate}.items():
+            self.writer.add_scalar(f"step/{name}", value, step)
+
+    def epoch(self, line: dict[str, float], net, step: int) -> None:
+        """Add an epoch's line to metrics.jsonl and TensorBoard, with pictures of a few val images."""
+        if not distributed.is_main():
+            return
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.metrics} ({error.strerror}); make room, then start again") from None
+        for name, value in line.items():
+            if name != "epoch":
+                self.writer.add_scalar(f"epoch/{name}", value, step)  # one axis, so that a resume can cut
+        val = f", val mIoU {line['val_mIoU']:.4f}, gap {line['gap']:.4f}" if "val_mIoU" in line else ""
+        self.say(f"epoch {line['epoch']}: loss {line['loss']:.4f}, train mIoU {line['train_mIoU']:.4f}{val}")
+        shares = {name.removeprefix("share_"): value for name, value in line.items() if name.startswith("share_")}
+        if len(shares) > 2:  # of two terms, everybody knows
+            text = ", ".join(f"{name} {100 * value:.0f} %" for name, value in shares.items())
+            self.say(f"epoch {line['epoch']}: shares of the gradient at the student's shared layer: {text}")
+        if warning := overfit.warning([json.loads(text) for text in self.metrics.open()]):
+            self.log.warning(f"warning: {warning}")
+        self._pictures(step, net)
+        self.writer.flush()
+
+    def _pictures(self, step: int, net) -> None:
+        """Image, truth and prediction side by side."""
+        protocol, dtype = predict.validation_protocol(self.cfg), distributed.precision(self.cfg.train.precision)
+        indices = range(len(self.examples))
+        for number, prediction, label in predict.predictions(net, self.examples, indices, self.cfg, protocol, dtype):
+            strip = [
+                read_image(self.examples[number].image),
+                self.colors[label.numpy()],
+                self.colors[prediction.cpu().numpy()],
+            ]
+            picture = np.concatenate(strip, 1)
+            width = round(picture.shape[1] * PICTURE_HEIGHT / picture.shape[0])
+            picture = cv2.resize(picture, (width, PICTURE_HEIGHT), interpolation=cv2.INTER_AREA)
+            self.writer.add_image(f"val/{number}", picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        if distributed.is_main():
+            self.writer.close()
