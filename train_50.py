@@ -6,11 +6,11 @@ from util.train import engine
 
 
 def main(cfg):
-    teacher = network.build(cfg)
+    teacher = network.build(cfg.train, cfg.data.classes)
 
     def losses(network, batch):
         output = network(batch.image)
-        return output.logits, supervised_losses(output, batch.labels(cfg.train.zoom_factor))
+        return output.logits, supervised_losses(output, batch.labels[cfg.train.zoom_factor])
 
     engine.fit(cfg, teacher, losses, {"ce": 1.0, "aux_ce": cfg.train.aux_weight})
 

@@ -8,27 +8,28 @@ from model.distill.features import mse
 from model.distill.logits import kl, standardise
 from model.loss import supervised_losses
 from util import network, run
-from util.train import engine, teacher
-from util.train.hints import Hints
+from util.train import engine
+from util.train.hints import with_hints
+from util.train.teacher import Teacher
 
 
 def main(cfg):
-    net_t = network.load_teacher(cfg)
-    hints = Hints(cfg, network.build(cfg), net_t)
-    teach = teacher.Teacher(cfg, net_t, hints.layers)
-    scores = standardise if cfg.distill.standardise else lambda logits: logits
+    teacher_net = network.load_teacher(cfg)
+    student, hints = with_hints(cfg.distill.hints, network.build(cfg.train, cfg.data.classes), teacher_net)
+    teacher = Teacher(cfg, teacher_net, hints.teacher_layers)
+    prepare_logits = standardise if cfg.distill.standardise else lambda logits: logits
 
     def losses(student, batch):
-        t, s = teach(batch), student(batch.image)
-        valid = batch.valid(1)
-        terms = supervised_losses(s, batch.labels(cfg.train.zoom_factor))
-        terms["kl"] = kl(scores(s.logits), scores(t.logits), valid, temperature=cfg.distill.temperature)
-        if t.aux is not None:  # else load_teacher has seen to it that aux_mse weighs 0
+        t, s = teacher(batch), student(batch.image)
+        valid = batch.valid[1]
+        terms = supervised_losses(s, batch.labels[cfg.train.zoom_factor])
+        terms["kl"] = kl(prepare_logits(s.logits), prepare_logits(t.logits), valid, temperature=cfg.distill.temperature)
+        if t.aux is not None:  # else load_teacher has checked that aux_mse weighs 0
             terms["aux_mse"] = mse(s.aux, t.aux, valid)
         return s.logits, terms | hints(s, t, batch)
 
-    weights = cfg.distill.weights.model_dump(exclude=None if net_t.aux else {"aux_mse"})
-    engine.fit(cfg, hints.student, losses, weights | hints.weights, teach)
+    weights = cfg.distill.weights.model_dump(exclude=None if teacher_net.aux else {"aux_mse"})
+    engine.fit(cfg, student, losses, weights | hints.weights, teacher)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Labels on a grid of points, and the label values that are reserved."""
+"""Label values that are reserved, and labels on a coarser grid."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def reserved_labels(ignore_label: int) -> tuple[int, int]:
-    """The two label values that mark padding and pixels of unlabelled images: the largest but ignore_label."""
+    """The label values of padding and of unlabelled images' pixels: the two largest but ignore_label."""
     padding, unlabelled = [value for value in (255, 254, 253) if value != ignore_label][:2]
     return padding, unlabelled
 
@@ -16,9 +16,8 @@ class Labels(NamedTuple):
     """A batch's labels on one grid of points.
 
     label: (N, h, w) int64: class index, ignore_label or a reserved label. mask: (N, h, w) bool, where a term counts.
-    count: the number that a sum over this batch is divided by. It is the number of valid positions of the batch,
-    or, where a batch is spread over processes and forward passes, of all of it divided by how many share it: so
-    the mean of the shares' losses is the mean over the whole batch's valid positions, not a mean of means.
+    count: what a sum over this batch is divided by: the number of valid positions of the whole batch over (processes *
+    accumulated parts), so that the mean of their losses, which DDP takes, is the mean over all valid positions.
     """
 
     label: Tensor

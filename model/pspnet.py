@@ -1,4 +1,4 @@
-"""PSPNet (Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017) over a dilated ResNet; building and loading."""
+"""PSPNet (Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017) over a dilated ResNet."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import backbone, fold
-from model.conv import WideConv2d
+from model import backbone
+from model.fold import fold_batchnorm
 
 BINS = (1, 2, 3, 6)
-ZOOM = {"layer1": 2} | dict.fromkeys(  # zoom_factor of each layer's grid: 2 is stride 4, 1 is stride 8
+# zoom_factor of each layer's grid: 2 is stride 4, 1 is stride 8
+LAYER_ZOOM_FACTOR = {"layer1": 2} | dict.fromkeys(
     ("layer2", "layer3", "layer4", "ppm", "feature", "aux_feature", "aux", "logits"), 1
 )
 
@@ -23,12 +24,12 @@ class Output(NamedTuple):
     features: dict[str, Tensor]  # layer1 (stride 4), layer2 .. layer4, ppm, feature, aux_feature (stride 8)
 
     def layer(self, name: str) -> Tensor:
-        """A layer of ZOOM by its name. `feature` and `aux_feature` are what the last 1x1 convolutions read."""
+        """A layer by its name. `feature` and `aux_feature` are the inputs of the last 1x1 convolutions."""
         return {"logits": self.logits, "aux": self.aux}.get(name, self.features.get(name))
 
     def grid(self, name: str) -> tuple[int, int]:
         """Height and width that a layer of this name has for the same image, in any PSPNet."""
-        return tuple((self.features["layer1"] if ZOOM[name] == 2 else self.logits).shape[2:])
+        return tuple((self.features["layer1"] if LAYER_ZOOM_FACTOR[name] == 2 else self.logits).shape[2:])
 
 
 class PPM(nn.Module):
@@ -54,7 +55,7 @@ class PPM(nn.Module):
 
 def _head(channels: int, width: int, classes: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
-        WideConv2d(channels, width, 3, padding=1, bias=False),
+        nn.Conv2d(channels, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
         nn.Dropout2d(dropout),
@@ -110,5 +111,5 @@ class PSPNet(nn.Module):
     def freeze(self, dtype: torch.dtype = torch.float32) -> "PSPNet":
         """For inference only: eval mode, no gradients, BatchNorm folded into the convolutions, weights in `dtype`."""
         self.eval().requires_grad_(False)
-        fold.fuse(self)
+        fold_batchnorm(self)
         return self.to(dtype=dtype, memory_format=torch.channels_last)

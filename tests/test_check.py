@@ -1,4 +1,4 @@
-"""--check: finds what would stop a run, says what it would cost, writes nothing."""
+"""--check: finds what would stop a run, takes steps, writes nothing."""
 
 import re
 
@@ -27,8 +27,8 @@ def test_training(tiny, command, script, name):
     assert result.status == 0 and result.err == "", result.err
     assert files(tiny.out) == before
     for words in (r"train.txt: 8 images are whole", r"val.txt: 3 images are whole", r"car +[\d,]+ pixels +\d+\.\d\d %",
-                  r"a step of 2 crops of 33x33 on cpu in torch.float32: \d+\.\d\d s, ce \d", r"memory: ",
-                  r"12 steps in 3 epochs would take about", "start anew in", "nothing was written"):  # fmt: skip
+                  r"a step of 2 crops of 33x33 on cpu in torch.float32: \d+\.\d\d s, ce \d",
+                  "start anew in", "12 steps are left", "nothing was written"):  # fmt: skip
         assert re.search(words, result.out), words
 
 
@@ -49,7 +49,7 @@ def test_every_bad_label_is_listed(tiny, command, script, workers):
     lines = [f"{tiny.root}/train{i}.jpg {tiny.root}/train{i}.png\n" for i in range(6)]
     lines += [f"{tiny.root}/train0.jpg {tiny.out}/bad.png\n", f"{tiny.root}/train0.jpg {tiny.root}/train1.png\n"]
     (tiny.out / "list.txt").write_text("".join(lines))
-    options = ["DATA.train_list", str(tiny.out / "list.txt"), "DATA.allow_outside", "True", "TRAIN.workers", workers]
+    options = ["DATA.train_list", str(tiny.out / "list.txt"), "TRAIN.workers", workers]
     result = script("train_18.py", "--check", "--config", tiny.path, *options)
     assert result.status == 2
     assert "2 of 8 entries" in result.err and "holds the value 9" in result.err
@@ -61,7 +61,7 @@ def test_testing(tiny, script, fails, model):
     options = ["--check", "--config", tiny.path, "TEST.model_path", str(model)]
     result = script("test_18.py", *options)
     assert result.status == 0 and result.err == "", result.err
-    assert "3 images would take about" in result.out and "maps of 3 images" in result.out
+    assert "maps of 3 images" in result.out
     assert "gone.pth" in fails("test_50_18.py", *options, "TEST.model_path", "gone.pth")
     assert "lacks 3 of 3 maps" in fails("test_18.py", *options, "TEST.has_prediction", "True")
     assert files(tiny.out) == before

@@ -43,8 +43,8 @@ def test_signals_in_the_middle_of_an_epoch(tiny, command, whole, script, monkeyp
     for stop, number in ((2, signal.SIGTERM), (5, signal.SIGUSR1), (9, signal.SIGINT)):
         steps = []
 
-        def count(self, raw, step, real=Stepper.step, stop=stop, number=number, steps=steps):
-            real(self, raw, step)
+        def count(self, parts, step, seed, real=Stepper.step, stop=stop, number=number, steps=steps):
+            real(self, parts, step, seed)
             steps.append(step)
             if step == stop:
                 os.kill(os.getpid(), number)
@@ -64,8 +64,8 @@ def test_signal_in_the_last_step_of_an_epoch(tiny, script, monkeypatch):
     options = ["--config", tiny.path, *"TRAIN.epochs 3 TRAIN.batch_size 8 TRAIN.save_freq 2".split()]
     options += "TRAIN.evaluate False TRAIN.pictures 0 TRAIN.save_path".split()
 
-    def step(self, raw, number, real=Stepper.step):
-        real(self, raw, number)
+    def step(self, parts, number, seed, real=Stepper.step):
+        real(self, parts, number, seed)
         if number == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -114,6 +114,31 @@ def test_changed_settings_are_named(tiny, command, fails, script):
     assert script("train_50_18.py", *command(folder, *free)).status == 0
 
 
+def test_a_key_that_a_checkpoint_does_not_know_had_its_default(tiny, command, fails, script):
+    """A key that a later version adds must not make every older run impossible to resume."""
+    folder = tiny.out / "run"
+    assert script("train_50_18.py", *command(folder, "TRAIN.epochs", "1")).status == 0
+    path = folder / "train_epoch_1.pth"
+    content = checkpoint.read(path)
+    for key in ("TRAIN.power", "DISTILL.mask", "DISTILL.weights.aux_mse"):
+        del content["settings"][key]
+    torch.save(content, path)
+    assert script("train_50_18.py", *command(folder, "TRAIN.epochs", "1")).status == 0
+    line = fails("train_50_18.py", *command(folder, "TRAIN.epochs", "1", "TRAIN.power", "2.0"))
+    assert "TRAIN.power (was 0.9, is 2.0)" in line
+
+
+def test_another_validation_starts_the_best_score_anew(tiny, command, script, caplog):
+    """best.pth and TRAIN.patience must not compare scores of other images or sizes."""
+    folder = tiny.out / "run"
+    for options in (["TRAIN.epochs", "2"], ["TRAIN.epochs", "2", "TEST.base_size", "40"]):
+        assert script("train_50_18.py", *command(folder, *options, "TRAIN.evaluate", "True")).status == 0
+        (folder / "train_epoch_2.pth").unlink()
+    content = checkpoint.read(folder / "best.pth")
+    assert "validation has changed" in caplog.text
+    assert content["validation"]["base_size"] == 40 and content["epoch"] == content["best_epoch"] == 2
+
+
 def test_starting_anew_among_later_checkpoints_is_refused(tiny, command, fails, script):
     folder = tiny.out / "run"
     assert script("train_50_18.py", *command(folder)).status == 0
@@ -139,7 +164,7 @@ def test_one_folder_one_run(tiny, command, fails, script):
 def test_second_ctrl_c_does_not_wait():
     with Interrupt() as interrupt:
         os.kill(os.getpid(), signal.SIGINT)
-        assert interrupt.agreed(True)
+        assert interrupt.stop_requested(sync=True)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)

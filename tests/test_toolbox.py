@@ -9,10 +9,10 @@ import torch
 import yaml
 from conftest import CLASSES, ROOT, python, tiny_pspnet
 
-from model.pspnet import ZOOM, PSPNet
+from model.pspnet import LAYER_ZOOM_FACTOR, PSPNet
 from util import checkpoint, config
 from util.errors import UserError
-from util.train.hints import LOSSES, Hints
+from util.train.hints import LOSSES, with_hints
 
 RECIPES = sorted((ROOT / "config" / "camvid" / "distill").glob("*.yaml"))
 
@@ -171,14 +171,14 @@ def test_mistakes_in_hints(hints, words, distil):
 def test_published_weights_where_a_hint_has_none(tiny):
     hints = "[{layer: logits, loss: cwd}, {layer: feature, loss: cwd}, {layer: layer4, loss: fitnet, weight: 2}]"
     cfg = tiny.load("DISTILL.teacher_path", "t.pth", "DISTILL.hints", hints)
-    weights = Hints(cfg, tiny_pspnet(18), tiny_pspnet(18)).weights
-    assert weights == {"cwd_logits": 3.0, "cwd_feature": 50.0, "fitnet_layer4": 2.0}
+    _, losses = with_hints(cfg.distill.hints, tiny_pspnet(18), tiny_pspnet(18))
+    assert losses.weights == {"cwd_logits": 3.0, "cwd_feature": 50.0, "fitnet_layer4": 2.0}
 
 
 def test_a_teacher_without_the_layer(tiny, teachers):
     cfg = tiny.load("DISTILL.teacher_path", "t.pth", "DISTILL.hints", "[{layer: aux_feature, loss: at}]")
     with pytest.raises(UserError, match="the teacher has no aux_feature"):
-        Hints(cfg, tiny_pspnet(18), PSPNet(18, CLASSES, aux=False))
+        with_hints(cfg.distill.hints, tiny_pspnet(18), PSPNet(18, CLASSES, aux=False))
 
 
 def test_layers_are_what_they_say():
@@ -186,7 +186,7 @@ def test_layers_are_what_they_say():
     for layers in (18, 50):
         net = tiny_pspnet(layers)
         output = net(torch.zeros(1, 3, 35, 44))
-        assert net.channels().keys() == ZOOM.keys()
+        assert net.channels().keys() == LAYER_ZOOM_FACTOR.keys()
         for name, channels in net.channels().items():
             assert output.layer(name).shape == (1, channels, *output.grid(name)), name
         assert torch.equal(net.cls[4](output.layer("feature")), output.logits)
@@ -210,7 +210,7 @@ def test_unlabelled_images_teach(tiny, distil, caplog):
     """Supervised terms are as without them; distillation terms see them; a batch in two passes has the same share."""
     (tiny.out / "more.txt").write_text("".join(f"{tiny.root}/val{i}.jpg\n" for i in range(3)))
     more = ["DATA.unlabelled_list", tiny.out / "more.txt", "TRAIN.unlabelled_per_batch", "2"]
-    # nothing learned, no dropout; BatchNorm sees the unlabelled images, so supervised_losses terms are near, not equal
+    # nothing learned, no dropout; BatchNorm sees the unlabelled images, so supervised terms are near, not equal
     still = ["TRAIN.base_lr", "1e-30", "TRAIN.dropout", "0"]
     hints = "  hints: [{layer: feature, loss: ifv}, {layer: logits, loss: cwd}]\n"
     with caplog.at_level("INFO"):

@@ -1,4 +1,4 @@
-"""YAML file + command-line overrides -> a checked, typed, read-only config (its keys: util/keys.py)."""
+"""A YAML file and command-line overrides -> a checked, typed, read-only Config (keys: util/keys.py)."""
 
 import difflib
 import re
@@ -9,32 +9,23 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from util import files
 from util.errors import UserError
-from util.keys import RETIRED, Config, Data
+from util.keys import Config, Data
 
 __all__ = ["Config", "Data", "load", "parse_yaml"]
 
-
-LONGEST = 1 << 20  # characters of a config file
-MOST_FAULTS = 20  # that are explained
+RETIRED = Path(__file__).with_name("retired_keys.yaml")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number (YAML 1.1 wants 1.0e-3) and refuses aliases and a key given twice."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):  # ten lines of them can stand for a billion values
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases are not read; base: shares values", mark)
-        return super().compose_node(parent, index)
+    """SafeLoader that reads 1e-3 as a number (YAML 1.1 wants 1.0e-3) and refuses a key given twice."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                continue  # the parent class says so
+                continue  # the parent class reports it
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key} is given twice", key_node.start_mark)
             seen.add(key)
@@ -47,7 +38,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML text; `source` names it in errors. Raises UserError with the line for what is no YAML."""
+    """Parse YAML text; `source` names it in errors. Raises UserError with the line of the fault."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -58,11 +49,11 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The file's sections as nested dicts, laid over those of the file its `base:` key names, if any."""
+    """The file's sections as nested dicts, merged over those of the file that its `base:` key names."""
     try:
         if path.resolve() in seen:
             raise UserError(f"{path}: base leads back to the file itself; break the circle")
-        text = files.read_text(path, LONGEST)
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"config file {path} does not exist; see config/ for those that do") from None
     except (OSError, ValueError) as error:
@@ -119,22 +110,21 @@ def _nearest(key: str) -> str | None:
         section, _, name = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
         return name + 0.1 * section
 
-    if len(key) > 100:
-        return None
     best = max(_known_keys(), key=likeness)
     return best if likeness(best) > 0.7 else None
 
 
 def _explain(error: dict[str, Any]) -> str:
-    """One of pydantic's errors in the words of the YAML file."""
+    """One of pydantic's errors in terms of the YAML file."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "missing":
         return f"{key} is missing"
     if error["type"] == "extra_forbidden":
-        if key in RETIRED:
+        retired = yaml.safe_load(RETIRED.read_text())
+        if key in retired:
             inner = [f"{key}.{name}" for name in error["input"]] if isinstance(error["input"], dict) else []
-            hints = [f"{name}: {RETIRED[name]}" for name in inner if name in RETIRED]
-            return "; ".join(hints) or f"{key}: {RETIRED[key]}"
+            hints = [f"{name}: {retired[name]}" for name in inner if name in retired]
+            return "; ".join(hints) or f"{key}: {retired[key]}"
         near = _nearest(key)
         return f"unknown key {key}" + (f" (did you mean {near}?)" if near else "")
     message = error["msg"].removeprefix("Value error, ")
@@ -144,15 +134,32 @@ def _explain(error: dict[str, Any]) -> str:
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read `path`, apply `overrides` ([key, value, key, value, ...]; the last one counts) and check everything.
+    """Read `path`, apply `overrides` ([key, value, key, value, ...]; the last one counts), check, derive empty paths.
 
-    Raises UserError that lists the faults, not only the first.
+    Raises UserError that lists all faults.
     """
     tree = _apply_overrides(_read_file(Path(path)), overrides or [])
+    if "check" in tree:
+        raise UserError(f"{path}: check is no key of a config; write --check on the command line")
     try:
-        return Config.model_validate(tree)
+        return _derive_paths(Config.model_validate(tree))
     except ValidationError as errors:
-        found = errors.errors(include_url=False)
-        faults = [_explain(error) for error in found[:MOST_FAULTS]]
-        faults += [f"and {len(found) - MOST_FAULTS} more"] * (len(found) > MOST_FAULTS)
+        faults = [_explain(error) for error in errors.errors(include_url=False)]
         raise UserError(f"{path}: {'; '.join(faults)}") from None
+
+
+def _derive_paths(cfg: Config) -> Config:
+    """Fill the paths that follow from others where they are empty: of the checkpoint, the results, the teacher."""
+    train, test = cfg.train, cfg.test
+    folder = Path(train.save_path)
+    result = folder.with_name("result") if folder.name == "model" else folder / "result"
+    update: dict[str, Any] = {
+        "model_path": test.model_path or str(folder / f"train_epoch_{train.epochs}.pth"),
+        "save_folder": test.save_folder or str(result),
+    }
+    sections: dict[str, Any] = {"test": test.model_copy(update=update)}
+    if cfg.distill and not cfg.distill.teacher_path:
+        # Its own teacher does not matter, and may be this config: a path given ends the chain.
+        teacher = load(cfg.distill.teacher_config, ["DISTILL.teacher_path", "unused"]).test.model_path
+        sections["distill"] = cfg.distill.model_copy(update={"teacher_path": teacher})
+    return cfg.model_copy(update=sections)

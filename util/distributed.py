@@ -3,11 +3,9 @@
 import contextlib
 import datetime
 import os
-import random
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -56,7 +54,7 @@ def precision(name: str) -> torch.dtype:
     auto is bfloat16 where the hardware computes in it, else float32: emulated bfloat16 is slower than float32.
     """
     if name != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+        return {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}[name]
     if torch.cuda.is_available():
         native = torch.cuda.get_device_capability(device()) >= (8, 0)
     else:
@@ -81,14 +79,6 @@ def compiled(module: nn.Module, wanted: bool) -> nn.Module:
     return torch.compile(module, dynamic=False)
 
 
-def seed_everything(*keys: int) -> None:
-    """Seed Python's, NumPy's and torch's generators from the tuple `keys`."""
-    seed = int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
 @contextlib.contextmanager
 def processes():
     """The process group of torchrun, if torchrun started this process: NCCL on CUDA, gloo on the CPU."""
@@ -108,3 +98,11 @@ def processes():
     # Not after an error: the others would not come, and torchrun ends them as soon as this process is gone.
     dist.barrier()  # the first process may still be writing, and a launcher may end it with the one that exits first
     dist.destroy_process_group()
+
+
+def allow_tf32(precision: str) -> None:
+    """Let float32 convolutions on CUDA round their inputs to 10 bits if `precision` is tf32, and only then.
+
+    PyTorch's own default allows it, so that float32 would not mean float32 on Ampere and later.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"

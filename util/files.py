@@ -3,9 +3,13 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from util.errors import UserError
 
 
 @contextlib.contextmanager
@@ -39,14 +43,21 @@ def remove_temporaries(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def nearest(folder: Path) -> Path:
+def existing_parent(folder: Path) -> Path:
     """`folder`, or what exists of the path to it."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
+def check_writable(folder: Path, key: str) -> None:
+    """Raise UserError, naming the config key, when `folder` could not be made and written."""
+    there = existing_parent(folder)
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise UserError(f"{there} cannot be written, and {folder} ({key}) lies in it")
+
+
 def free(folder: Path) -> int:
     """Bytes left on the disk that `folder` is on, or would be."""
-    return shutil.disk_usage(nearest(folder)).free
+    return shutil.disk_usage(existing_parent(folder)).free
 
 
 def read_text(path: str | Path, limit: int) -> str:
@@ -62,18 +73,18 @@ def read_text(path: str | Path, limit: int) -> str:
     return text
 
 
-def below(root: str, field: str, allow_outside: bool) -> Path:
-    """The path `field`, relative to `root`. What is checked is what is opened: `..` goes before a link is followed.
+class BackgroundWriter:
+    """Runs writes one after the other in a thread; at most `pending` wait. What one raises, the next call raises."""
 
-    Links in `root` may lead outside, as those that dataset/*/prepare.py makes. Raises ValueError for a path that
-    leaves `root` by itself (unless allow_outside), or that is none.
-    """
-    if "\0" in field:
-        raise ValueError("is no path")
-    if allow_outside:
-        return Path(root, field)
-    base = os.path.normpath(Path(root).absolute())
-    path = os.path.normpath(Path(base, field))
-    if os.path.commonpath([base, path]) != base:
-        raise ValueError("leads out of DATA.data_root; correct it, or set DATA.allow_outside to True")
-    return Path(root, os.path.relpath(path, base))
+    def __init__(self, pending: int = 4):
+        self.pending, self.thread, self.futures = pending, ThreadPoolExecutor(1), deque()
+
+    def submit(self, write: Callable, *arguments: Any) -> None:
+        self.futures.append(self.thread.submit(write, *arguments))
+        while len(self.futures) > self.pending or (self.futures and self.futures[0].done()):
+            self.futures.popleft().result()
+
+    def flush(self) -> None:
+        """Wait until all is written."""
+        while self.futures:
+            self.futures.popleft().result()

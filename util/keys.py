@@ -5,14 +5,14 @@ Sections and keys are those of the semseg family.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.distill.options import AboveZero, NotNegative, Positive, Share
 
 Size = Annotated[int, Field(ge=9, le=32766)]  # pixels a side; OpenCV's warps end at 32767
 Scale = Annotated[float, Field(ge=0.01, le=100)]
 Depth = Literal[18, 34, 50, 101, 152]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Layer = Literal["layer1", "layer2", "layer3", "layer4", "ppm", "feature", "aux_feature", "aux", "logits"]
 
 
@@ -21,23 +21,16 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    @field_validator("*")
-    @classmethod
-    def _no_nul(cls, value):
-        if isinstance(value, str) and "\0" in value:
-            raise ValueError("no text may hold a NUL character")
-        return value
-
 
 class Data(Section):
     data_root: str
     train_list: str
     val_list: str
     unlabelled_list: str | None = None
-    classes: Annotated[int, Field(ge=2, le=253)]  # of a label's 256 values, three are spoken for: see model/loss.py
+    classes: Annotated[int, Field(ge=2, le=253)]  # of a label's 256 values, three are reserved: model/labels.py
     names_path: str
     colors_path: str
-    allow_outside: bool = False
+    video_block: Positive = 1
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [123.675, 116.28, 103.53]
     std: Annotated[list[float], Field(min_length=3, max_length=3)] = [58.395, 57.12, 57.375]
 
@@ -90,7 +83,6 @@ class Train(Section):
     patience: Positive | None = None
     gradient_shares: bool = True
     pictures: Annotated[int, Field(ge=0)] = 4
-    skip_nonfinite: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _check(self):
@@ -115,7 +107,7 @@ class Weights(Section):
 
 
 class Hint(Section):
-    """A loss's own options (temperature, patch ...) may stand beside these; model/distill/hints.py checks them."""
+    """A loss's own options (temperature, patch ...) may stand beside these; util/train/hints.py checks them."""
 
     model_config = ConfigDict(extra="allow")
     layer: Layer
@@ -133,11 +125,11 @@ class Schedule(Section):
 
 class Distill(Section):
     teacher_layers: Depth = 50
-    teacher_path: str
+    teacher_path: str | None = None  # else that of teacher_config: its TEST.model_path
+    teacher_config: str | None = None
     precision: Precision | None = None
     check_images: Annotated[int, Field(ge=0)] = 4
     cache: str | None = None
-    cache_gb: AboveZero = 100.0
     mask: Literal["labelled", "unpadded"] = "labelled"
     temperature: AboveZero = 2.0
     standardise: bool = False
@@ -164,8 +156,8 @@ class Test(Section):
     has_prediction: bool = False
     index_start: Annotated[int, Field(ge=0)] = 0
     index_step: Annotated[int, Field(ge=0)] = 0
-    model_path: str
-    save_folder: str
+    model_path: str | None = None  # else train_epoch_{TRAIN.epochs}.pth in TRAIN.save_path
+    save_folder: str | None = None  # else `result` beside or in TRAIN.save_path
     compare: Compare | None = None
 
 
@@ -187,36 +179,8 @@ class Config(Section):
             raise ValueError("DATA.unlabelled_list and TRAIN.unlabelled_per_batch go together: set both or neither")
         if self.distill and self.distill.cache and self.train.manual_seed is None:
             raise ValueError("DISTILL.cache needs a TRAIN.manual_seed: without one every run draws other crops")
+        if self.distill and not (self.distill.teacher_path or self.distill.teacher_config):
+            raise ValueError("DISTILL.teacher_path is empty; name a checkpoint, or a config in DISTILL.teacher_config")
         if self.data.unlabelled_list and not self.distill:
             raise ValueError("DATA.unlabelled_list needs a teacher (DISTILL): without one its images teach nothing")
         return self
-
-
-# Keys of semseg, of Pixelwise_Knowledge_Distillation_PSPNet18 and of PSPNet-knowledge-distillation that have
-# no place here, with what does their work.
-RETIRED = {
-    "TRAIN.arch": "the network is always PSPNet: remove it",
-    "TRAIN.train_gpu": "choose GPUs with CUDA_VISIBLE_DEVICES and start several with torchrun --nproc_per_node N",
-    "TRAIN.start_epoch": "TRAIN.resume knows where to go on: remove it",
-    "TRAIN.aux_s_weight": "write DISTILL.weights.aux_ce",
-    "TRAIN.temperature": "write DISTILL.temperature",
-    "TRAIN.alpha": "write DISTILL.weights.ce and DISTILL.weights.kl",
-    "TRAIN.teacher_path": "write DISTILL.teacher_path",
-    "TRAIN.use_ppm": "the pyramid pooling module is always there: remove it",
-    "TRAIN.compact": "PSANet is not part of this project: remove it",
-    "TRAIN.shrink_factor": "PSANet is not part of this project: remove it",
-    "TRAIN.mask_h": "PSANet is not part of this project: remove it",
-    "TRAIN.mask_w": "PSANet is not part of this project: remove it",
-    "TRAIN.psa_type": "PSANet is not part of this project: remove it",
-    "TRAIN.normalization_factor": "PSANet is not part of this project: remove it",
-    "TRAIN.psa_softmax": "PSANet is not part of this project: remove it",
-    "Distributed": "torchrun sets up the processes: remove the section",
-    "Distributed.dist_url": "torchrun sets the address: remove it",
-    "Distributed.dist_backend": "NCCL on CUDA and gloo on the CPU are chosen by themselves: remove it",
-    "Distributed.multiprocessing_distributed": "start with torchrun --nproc_per_node N: remove it",
-    "Distributed.world_size": "torchrun --nnodes and --nproc_per_node say it: remove it",
-    "Distributed.rank": "torchrun --node_rank says it: remove it",
-    "TEST.test_gpu": "choose the GPU with CUDA_VISIBLE_DEVICES",
-    "TEST.names_path": "write DATA.names_path",
-    "TEST.colors_path": "write DATA.colors_path",
-}

@@ -1,4 +1,4 @@
-"""Networks from configs and files."""
+"""Networks from configs and files: build a student, load a checkpoint, load the frozen teacher."""
 
 from pathlib import Path
 
@@ -10,22 +10,59 @@ from model.pspnet import PSPNet
 from util import checkpoint, distributed
 from util.config import Config
 from util.errors import UserError
+from util.keys import Train
 
 # Where a classification ResNet's stem lies in layer0; conv2 to bn3 exist in the deep stem only.
 _STEM = {"conv1": "0", "bn1": "1", "conv2": "3", "bn2": "4", "conv3": "6", "bn3": "7"}
 
 
-def imagenet_state(layers: int) -> dict[str, Tensor]:
-    """torchvision's ImageNet weights, downloaded once into torch's cache."""
-    weights = RESNETS[layers].weights
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        folder = f"{torch.hub.get_dir()}/checkpoints"
+def build(train: Train, classes: int) -> PSPNet:
+    """The network that TRAIN describes: all of TRAIN.weight in it, or TRAIN.pretrained in its backbone.
+
+    A TRAIN.weight brings its own stem, recognised from its keys. TRAIN.pretrained is not read when a checkpoint
+    will replace it (TRAIN.resume), so that machines without a network can resume.
+    """
+    if train.weight:
+        state = checkpoint.network_state(train.weight, "student")
+        net = PSPNet(train.layers, classes, _stem_of(state), train.dropout)
+        _load_strictly(net, state, train.weight)
+        return net
+    net = PSPNet(train.layers, classes, train.stem, train.dropout)
+    if not checkpoint.to_resume(train.resume, Path(train.save_path)):
+        load_pretrained(net, train.pretrained, train.layers, train.stem)
+    return net
+
+
+def load(path: str, layers: int, classes: int, part: str = "student", aux: bool = True) -> PSPNet:
+    """The network in a checkpoint; its stem is recognised from the keys.
+
+    layers, classes: what the config says, and the file must hold. part: "student" or "teacher", for a file that
+    holds both. aux: take the auxiliary head, if there is one. Raises UserError naming what differs.
+    """
+    state = checkpoint.network_state(path, part)
+    net = PSPNet(layers, classes, _stem_of(state), aux=aux and "aux.4.weight" in state)
+    _load_strictly(net, state, path)
+    return net
+
+
+def load_teacher(cfg: Config) -> PSPNet:
+    """The frozen teacher of DISTILL, on the device and in DISTILL.precision (or else TRAIN.precision).
+
+    Raises UserError, saying how to make one, when its checkpoint does not exist.
+    """
+    distill = cfg.distill
+    if distill is None:
+        raise UserError("the config has no DISTILL section; see config/voc2012/voc2012_pspnet50_18.yaml")
+    path = distill.teacher_path
+    if not checkpoint.exists(path):
         raise UserError(
-            f"ImageNet weights could not be downloaded ({str(error).splitlines()[0]}); fetch {weights.url} elsewhere "
-            f"and place it in {folder}, or set TRAIN.pretrained to none or to a file"
-        ) from None
+            f"teacher checkpoint {path} (DISTILL.teacher_path) does not exist; "
+            "train one with train_50.py and this dataset's pspnet50 config"
+        )
+    teacher = load(path, distill.teacher_layers, cfg.data.classes, part="teacher")
+    if teacher.aux is None and distill.weights.aux_mse > 0:
+        raise UserError(f"{path}: the teacher has no auxiliary head; set DISTILL.weights.aux_mse to 0")
+    return teacher.to(distributed.device()).freeze(distributed.precision(distill.precision or cfg.train.precision))
 
 
 def load_pretrained(net: nn.Module, pretrained: str, layers: int, stem: str) -> None:
@@ -51,65 +88,29 @@ def load_pretrained(net: nn.Module, pretrained: str, layers: int, stem: str) -> 
             renamed[f"layer0.{_STEM[head]}.{rest}" if head in _STEM else key] = value
     own = {k: v for k, v in net.state_dict().items() if k.startswith("layer")}
     checkpoint.check_match(renamed, own, source, f"a ResNet-{layers} with a {stem} stem")
-    net.load_state_dict(renamed, strict=False)  # the heads' keys are not in it; check_match saw to the rest
+    net.load_state_dict(renamed, strict=False)  # the heads' keys are not in it; check_match compared the others
 
 
-def build(cfg: Config) -> PSPNet:
-    """The network that TRAIN describes: all of TRAIN.weight in it, or TRAIN.pretrained in its backbone.
-
-    A TRAIN.weight brings its own stem, recognised from its keys. TRAIN.pretrained is not asked for when a checkpoint
-    will replace it (TRAIN.resume): machines without a network can go on.
-    """
-    train = cfg.train
-    if train.weight:
-        state = checkpoint.network_state(train.weight, "student")
-        net = PSPNet(train.layers, cfg.data.classes, _stem_of(state), train.dropout)
-        _fill(net, state, train.weight)
-    else:
-        net = PSPNet(train.layers, cfg.data.classes, train.stem, train.dropout)
-        if not checkpoint.to_resume(train.resume, Path(train.save_path)):
-            load_pretrained(net, train.pretrained, train.layers, train.stem)
-    return net
-
-
-def load(path: str, layers: int, classes: int, part: str = "student", aux: bool = True) -> PSPNet:
-    """The network in a checkpoint; its stem is recognised from the keys.
-
-    layers, classes: what the config says, and the file must hold. part: "student" or "teacher", for a file that
-    holds both. aux: take the auxiliary head, if there is one. Raises UserError naming what differs.
-    """
-    state = checkpoint.network_state(path, part)
-    net = PSPNet(layers, classes, _stem_of(state), aux=aux and "aux.4.weight" in state)
-    _fill(net, state, path)
-    return net
+def imagenet_state(layers: int) -> dict[str, Tensor]:
+    """torchvision's ImageNet weights, downloaded once into torch's cache."""
+    weights = RESNETS[layers].weights
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        folder = f"{torch.hub.get_dir()}/checkpoints"
+        raise UserError(
+            f"ImageNet weights could not be downloaded ({str(error).splitlines()[0]}); fetch {weights.url} elsewhere "
+            f"and place it in {folder}, or set TRAIN.pretrained to none or to a file"
+        ) from None
 
 
 def _stem_of(state: dict[str, Tensor]) -> str:
     return "deep" if "layer0.3.weight" in state else "plain"
 
 
-def _fill(net: PSPNet, state: dict[str, Tensor], path: str) -> None:
-    """Load strictly; only an auxiliary head that `net` does not have is left out."""
+def _load_strictly(net: PSPNet, state: dict[str, Tensor], path: str) -> None:
+    """Load every key; only an auxiliary head that `net` does not have is left out."""
     if net.aux is None:
         state = {key: value for key, value in state.items() if not key.startswith("aux.")}
     checkpoint.check_match(state, net.state_dict(), path, f"a PSPNet-{net.layers} of {net.classes} classes")
     net.load_state_dict(state)
-
-
-def load_teacher(cfg: Config) -> PSPNet:
-    """The frozen teacher of DISTILL, on the device and in DISTILL.precision (or else TRAIN.precision).
-
-    Raises UserError, saying how to make one, when it is not there.
-    """
-    if cfg.distill is None:
-        raise UserError("the config has no DISTILL section; see config/voc2012/voc2012_pspnet50_18.yaml")
-    path = cfg.distill.teacher_path
-    if not checkpoint.exists(path):
-        raise UserError(
-            f"teacher checkpoint {path} (DISTILL.teacher_path) does not exist; "
-            "train one with train_50.py and this dataset's pspnet50 config"
-        )
-    teacher = load(path, cfg.distill.teacher_layers, cfg.data.classes, part="teacher")
-    if teacher.aux is None and cfg.distill.weights.aux_mse > 0:
-        raise UserError(f"{path}: the teacher has no auxiliary head; set DISTILL.weights.aux_mse to 0")
-    return teacher.to(distributed.device()).freeze(distributed.precision(cfg.distill.precision or cfg.train.precision))

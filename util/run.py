@@ -1,4 +1,4 @@
-"""What every script needs around its experiment: arguments, errors, processes, device, precision, seeds."""
+"""What every script needs around its experiment: arguments, errors in one line, processes, seeds."""
 
 import argparse
 import contextlib
@@ -6,8 +6,23 @@ import logging
 import sys
 from collections.abc import Callable
 
-from util import config, distributed
+from util import config, distributed, seeds
 from util.errors import UserError
+
+EPILOG = """
+keys that are changed most often:
+  DATA.data_root, DATA.train_list, DATA.val_list   images and labels, `image label` a line
+  TRAIN.batch_size, TRAIN.base_lr, TRAIN.epochs    schedule; base_lr goes with batch_size
+  TRAIN.train_h, TRAIN.train_w, TRAIN.accumulate   what has to fit into memory
+  TRAIN.save_path                                  a folder for each run
+  DISTILL.weights.kl, DISTILL.hints                distillation terms (train_50_18.py)
+All keys, with explanations, stand in the dataset's pspnet18.yaml.
+
+examples:
+  python {script} TRAIN.epochs 2 TEST.scales '[0.75, 1.0]'
+  python {script} --config {config} --check
+  torchrun --nproc_per_node 4 {script}
+"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,11 +46,12 @@ def parse_arguments(description: str, default_config: str, argv: list[str] | Non
     parser = Parser(
         description=description,
         usage="%(prog)s [--config FILE] [--check] [SECTION.key VALUE ...]",
-        epilog=f"example: python %(prog)s --config {default_config} TRAIN.epochs 2 TEST.scales '[0.75, 1.0]'",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.epilog = EPILOG.format(script=parser.prog, config=default_config)
     parser.add_argument("--config", default=default_config, help="YAML file (default: %(default)s)")
-    parser.add_argument("--check", action="store_true", help="read everything, take a step, predict; write nothing")
+    parser.add_argument("--check", action="store_true", help="read everything, take a few steps; write nothing")
     parser.add_argument("overrides", nargs="*", metavar="SECTION.key VALUE", help="replace a value of the YAML file")
     arguments = parser.parse_intermixed_args(argv)
     cfg = config.load(arguments.config, arguments.overrides)
@@ -51,5 +67,5 @@ def main(experiment: Callable[[config.Config], None], default_config: str) -> No
             if not distributed.is_main():
                 logging.disable(logging.INFO)
             if cfg.train.manual_seed is not None:
-                distributed.seed_everything(cfg.train.manual_seed)
+                seeds.seed_torch(seeds.Stream.INIT, cfg.train.manual_seed)
             experiment(cfg)

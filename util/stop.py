@@ -40,11 +40,13 @@ class Interrupt:
             raise KeyboardInterrupt  # Ctrl-C twice: somebody does not want to wait
         self.asked = number
 
-    def agreed(self, meeting: bool) -> bool:
-        """Whether any process was asked to stop. Several processes compare notes only when all are at a `meeting`."""
+    def stop_requested(self, sync: bool) -> bool:
+        """Whether any process was asked to stop. With several processes, a collective when `sync` is True: call it with
+        sync=True at the same step on all; otherwise False.
+        """
         if distributed.world_size() == 1:
             return bool(self.asked)
-        if not meeting:
+        if not sync:
             return False
         asked = torch.tensor(self.asked, device=distributed.device())
         dist.all_reduce(asked, dist.ReduceOp.MAX)

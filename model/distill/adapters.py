@@ -1,4 +1,4 @@
-"""What stands between the student's layer and a loss: learned with the student, not part of what testing loads."""
+"""Learned adapters from student to teacher features; trained with the student, absent from its state_dict."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from model.distill.options import Share
 from model.pspnet import Output, PSPNet
 
+Adapter = Callable[..., nn.Module]  # (student channels, teacher channels, its options) -> module
 
-class Generator(nn.Module):
+
+class MaskedGenerator(nn.Module):
     """mgd: positions are dropped at random with probability `ratio`, two 3x3 convolutions restore the teacher's map.
 
     (N, student, h, w) -> (N, teacher, h, w). Yang et al., "Masked Generative Distillation", ECCV 2022.
@@ -30,7 +32,7 @@ class Generator(nn.Module):
         return self.restore(x * kept)
 
 
-class Attention(nn.Module):
+class CBAM(nn.Module):
     """attnfd: CBAM (Woo et al., ECCV 2018), then a 1x1 convolution with BatchNorm to the teacher's channels.
 
     (N, student, h, w) -> (N, teacher, h, w).
@@ -52,29 +54,25 @@ class Attention(nn.Module):
         return self.align(x)
 
 
-def always(student: int, teacher: int) -> nn.Module:
-    """A 1x1 convolution, (N, student, h, w) -> (N, teacher, h, w)."""
+def conv1x1(student: int, teacher: int) -> nn.Module:
+    """(N, student, h, w) -> (N, teacher, h, w)."""
     return nn.Conv2d(student, teacher, 1)
 
 
 def conv1x1_if_channels_differ(student: int, teacher: int) -> nn.Module:
-    """A 1x1 convolution where the channels differ, nothing where they do not."""
-    return nn.Identity() if student == teacher else always(student, teacher)
+    return nn.Identity() if student == teacher else conv1x1(student, teacher)
 
 
-def none(student: int, teacher: int) -> nn.Module:
-    """Nothing: for losses that compare maps of different channels."""
+def identity(student: int, teacher: int) -> nn.Module:
+    """For losses that compare maps of different channels."""
     return nn.Identity()
-
-
-Adapter = Callable[..., nn.Module]
 
 
 class StudentWithAdapters(nn.Module):
     """The student and its adapters as one module, so that DistributedDataParallel wraps both.
 
-    layers: for each adapter, the student's layer that it reads and the teacher's layer whose grid it goes to. forward
-    returns the student's Output with the adapted maps among its features, under the adapters' names.
+    layers: for each adapter, the student's layer that it reads and the teacher's layer whose grid it is resized to.
+    forward returns the student's Output with the adapted maps among its features, under the adapters' names.
     """
 
     def __init__(self, net: PSPNet, adapters: nn.ModuleDict, layers: Mapping[str, tuple[str, str]]):
@@ -85,8 +83,8 @@ class StudentWithAdapters(nn.Module):
         output = self.net(image)
         adapted = {}
         for name, adapter in self.adapters.items():
-            own, theirs = self.layers[name]
-            x, grid = output.layer(own), output.grid(theirs)
+            student_layer, teacher_layer = self.layers[name]
+            x, grid = output.layer(student_layer), output.grid(teacher_layer)
             if x.shape[2:] != grid:
                 x = F.interpolate(x, grid, mode="bilinear", align_corners=True)
             adapted[name] = adapter(x)

@@ -1,7 +1,7 @@
 """Distillation losses on feature maps: student and teacher (N, C, h, w), labels on the same (h, w).
 
-Labels say where the term counts. Where channels or sizes differ, an adapter (model/distill/adapters.py) has made the
-student's map like the teacher's. No gradient reaches the teacher.
+labels.mask says where the term counts. Where channels or sizes differ, an adapter (model/distill/adapters.py) gives the
+student's map the teacher's shape. No gradient reaches the teacher.
 """
 
 import torch
@@ -22,6 +22,23 @@ def mse(student: Tensor, teacher: Tensor, labels: Labels) -> Tensor:
     as a mean that weight is 42 for 512 channels at 64x64.
     """
     return masked_mean((to_float32(student) - to_float32(teacher.detach())).square().mean(1), labels)
+
+
+def nfd(student: Tensor, teacher: Tensor, labels: Labels) -> Tensor:
+    """mse of maps of which each channel is standardised over its image's valid positions: from 0 to 4 or so.
+
+    Liu et al., "Normalized Feature Distillation for Semantic Segmentation", arXiv 2207.05256: the student need not
+    match the magnitude of the teacher's features. A channel that is constant in an image counts as 0 there.
+    """
+    mask = labels.mask.unsqueeze(1)
+    count = mask.sum((2, 3), keepdim=True).clamp(min=1)
+
+    def standardised(features: Tensor) -> Tensor:
+        inside = to_float32(features).where(mask, 0)
+        centred = (inside - inside.sum((2, 3), keepdim=True) / count).where(mask, 0)
+        return centred / (centred.square().sum((2, 3), keepdim=True) / count + 1e-6).sqrt()
+
+    return mse(standardised(student), standardised(teacher), labels)
 
 
 def at(student: Tensor, teacher: Tensor, labels: Labels) -> Tensor:
@@ -67,10 +84,11 @@ def attnfd(student: Tensor, teacher: Tensor, labels: Labels) -> Tensor:
     def unit(features: Tensor) -> Tensor:
         return F.normalize(torch.where(labels.mask.unsqueeze(1), features, 0).flatten(1), dim=1)
 
-    return (unit(to_float32(student)) - unit(attend(to_float32(teacher.detach())))).square().sum(1).mean()
+    target = unit(parameter_free_cbam(to_float32(teacher.detach())))
+    return (unit(to_float32(student)) - target).square().sum(1).mean()
 
 
-def attend(features: Tensor) -> Tensor:
+def parameter_free_cbam(features: Tensor) -> Tensor:
     """CBAM (Woo et al., ECCV 2018) without its learned layers: channels gated by their pools, then positions."""
     features = features * torch.sigmoid(features.mean((2, 3), keepdim=True) + features.amax((2, 3), keepdim=True))
     return features * torch.sigmoid(features.mean(1, keepdim=True) + features.amax(1, keepdim=True))

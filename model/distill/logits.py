@@ -1,6 +1,6 @@
 """Distillation losses on class scores: student and teacher are logits (N, C, h, w), labels on the same (h, w).
 
-Labels are those of the places where the term counts; dkd alone looks at the classes. No gradient reaches the teacher.
+labels.mask says where the term counts; dkd alone reads the classes. No gradient reaches the teacher.
 """
 
 import torch
@@ -15,8 +15,8 @@ from model.loss import masked_mean, to_float32
 def standardise(logits: Tensor) -> Tensor:
     """Each pixel's logits minus their mean over classes, over their standard deviation: (N, C, h, w), float32.
 
-    Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024. A student then need not match how large
-    the teacher's logits are, only their relation. To be applied to both before any loss below.
+    Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024: the student matches the relation of the
+    teacher's logits, not their magnitude. Apply it to both before any loss below.
     """
     logits = to_float32(logits)
     centred = logits - logits.mean(1, keepdim=True)
@@ -46,8 +46,8 @@ def dkd(
 ) -> Tensor:
     """T^2 * mean over labelled pixels of alpha * KL(target or not) + beta * KL(among the other classes).
 
-    Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022: kl is the same with beta = 1 - p(target), so that a
-    confident teacher says little about the other classes; here beta is free (published: 1 to 8). Needs labels.
+    Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022: kl is the same with beta = 1 - p(target), which is small
+    where the teacher is confident; here beta is free (published: 1 to 8). Needs labels.
     """
     classes = torch.arange(student.shape[1], device=student.device).view(1, -1, 1, 1)
     target = classes == labels.label.where(labels.mask, 0).unsqueeze(1)
@@ -91,10 +91,12 @@ def dist(
 
 
 def _pearson(x: Tensor, y: Tensor, weight: Tensor, axis: int) -> Tensor:
-    """Correlation of x and y along `axis` where weight is 1; 1 where y does not vary."""
+    """Correlation of x and y along `axis` where weight is 1; 1 where y varies by no more than rounding."""
     count = weight.sum(axis, keepdim=True).clamp(min=1)
-    x, y = ((v - (v * weight).sum(axis, keepdim=True) / count) * weight for v in (x, y))
-    tiny = torch.finfo(x.dtype).tiny ** 0.5
+    mean_x, mean_y = ((v * weight).sum(axis, keepdim=True) / count for v in (x, y))
+    x, y = (x - mean_x) * weight, (y - mean_y) * weight
+    kind = torch.finfo(x.dtype)
+    rounding = count * (16 * kind.eps * mean_y).square()
     spread = y.square().sum(axis)
-    norms = (x.square().sum(axis) + tiny).sqrt() * (spread + tiny).sqrt()
-    return torch.where(spread > 0, (x * y).sum(axis) / norms, 1)
+    norms = (x.square().sum(axis) + kind.tiny**0.5).sqrt() * (spread + kind.tiny**0.5).sqrt()
+    return torch.where(spread > rounding.squeeze(axis), (x * y).sum(axis) / norms, 1)

@@ -1,6 +1,6 @@
-"""Distillation losses on how positions relate to each other: student and teacher (N, C, h, w) of any channels each.
+"""Distillation losses on similarities between positions: student and teacher (N, C, h, w), channels may differ.
 
-labels are on the same (h, w) and say where the term counts. No gradient reaches the teacher. Memory is stated for a
+labels, on the same (h, w), say where the term counts. No gradient reaches the teacher. Memory is stated for a
 473x473 crop: h = w = 60.
 """
 
@@ -44,26 +44,27 @@ def ifv(student: Tensor, teacher: Tensor, labels: Labels) -> Tensor:
     image = torch.arange(len(labels.label), device=labels.label.device).view(-1, 1, 1)
     bins = (image * LABELS + labels.label.where(labels.mask, LABELS - 1)).flatten()  # no class is the last value
 
-    def likeness(features: Tensor) -> Tensor:
+    def similarity(features: Tensor) -> Tensor:
         flat = to_float32(features).permute(0, 2, 3, 1).flatten(0, 2)
         sums = flat.new_zeros(len(features) * LABELS, flat.shape[1]).index_add(0, bins, flat)
         counts = flat.new_zeros(len(sums)).index_add(0, bins, torch.ones_like(flat[:, 0]))
         means = sums / counts.clamp(min=1).unsqueeze(1)
         return F.cosine_similarity(flat, means.index_select(0, bins), dim=1).view_as(labels.label)
 
-    return masked_mean((likeness(student) - likeness(teacher.detach())).square(), labels)
+    return masked_mean((similarity(student) - similarity(teacher.detach())).square(), labels)
 
 
 def cirkd(
     student: Tensor, teacher: Tensor, labels: Labels, *, temperature: AboveZero = 0.1, patch: Positive = 2
 ) -> Tensor:
-    """Mean over pairs of images, and the first one's positions, of the KL of its likeness to the second's positions.
+    """Mean over ordered image pairs, and positions of the first image, of KL(teacher || student) between similarities.
 
-    Likeness: softmax over the second image's positions of cosine / T. Yang et al., "Cross-Image Relational Knowledge
-    Distillation for Semantic Segmentation", CVPR 2022, the mini-batch part, weight 1. As in its code, patches of
-    patch x patch positions are averaged first. Exception: a loss across the images of a batch (of a process's share
-    and of an accumulated pass), so its value depends on which images meet. Memory: one image against all, recomputed
-    in the backward pass: about six maps of 900 x 900 floats an image of the batch, 20 MB each image, not its square.
+    The similarities of a position: softmax over the second image's positions of cosine / T. Yang et al., "Cross-Image
+    Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022, the mini-batch part, weight 1. Patches of
+    patch x patch positions are averaged first; the published code does so on grids of 256 and more, by 4, and equals
+    patch 1 on smaller ones. Exception: a loss across the images of a batch (of a process's share and of an accumulated
+    pass), so its value depends on which images meet. Memory: one image against all, recomputed in the backward pass:
+    about six maps of 900 x 900 floats an image of the batch, 20 MB an image.
     """
     weight = labels.mask.unsqueeze(1).float()
     count = F.avg_pool2d(weight, patch, ceil_mode=True, divisor_override=1)
@@ -86,9 +87,9 @@ def _against_all(s: Tensor, all_s: Tensor, t: Tensor, all_t: Tensor, mask: Tenso
     """(C, P), (N, C, P) of both networks -> (N, P): KL for each position of the one image against each image."""
     inside = (mask | ~mask.any(1, keepdim=True)).unsqueeze(1)  # a softmax over nothing would be NaN
 
-    def log_likeness(one: Tensor, others: Tensor) -> Tensor:
+    def log_similarity(one: Tensor, others: Tensor) -> Tensor:
         cosine = one.transpose(0, 1) @ others  # (N, P, P)
         return F.log_softmax((cosine / temperature).masked_fill(~inside, -torch.inf), 2)
 
-    log_p, log_q = log_likeness(t, all_t), log_likeness(s, all_s)
+    log_p, log_q = log_similarity(t, all_t), log_similarity(s, all_s)
     return (log_p.exp() * (log_p - log_q).masked_fill(~inside, 0)).sum(2)

@@ -1,73 +1,59 @@
-"""A batch on the device, as a loss sees it."""
+"""One training batch on the device, with its labels on the output's grids."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
-from model.labels import Labels, reserved_labels, sample_labels
 from torch import Tensor
 
+from model.labels import Labels, reserved_labels, sample_labels
 from util import distributed
-from util.config import Data
-from util.train.teacher_cache import CachedOutputs
+from util.errors import UserError
+from util.keys import Data, Train
+
+Key = tuple[int, int]  # epoch, index: of a crop
 
 
-class Batch:
-    """What a loss sees: `image` (N, 3, H, W), normalised, and the labels (N, H, W) on any grid.
+class CachedOutputs(NamedTuple):
+    """A teacher's cached outputs for one crop, or for a batch of them.
 
-    A batch may be one of several shares (processes, and forward passes with TRAIN.accumulate) of a whole one;
-    see Labels.count. kept: what DISTILL.cache knows of its images.
+    layers: the maps as 16-bit patterns, int16 (C, h, w) or (N, C, h, w); None where one is missing.
     """
 
-    def __init__(
-        self,
-        image: Tensor,
-        label: Tensor,
-        ignore_label: int,
-        mask: str = "labelled",
-        whole: Tensor | None = None,
-        shares: int = 1,
-        kept: CachedOutputs | None = None,
-    ):
-        self.image, self.label, self.ignore_label, self.mask, self.kept = image, label, ignore_label, mask, kept
-        self._whole, self._shares = label if whole is None else whole, shares
-        padding, unlabelled = reserved_labels(ignore_label)
-        self._excluded = {
-            "labels": (ignore_label, padding, unlabelled),
-            "valid": (padding,) if mask == "unpadded" else (ignore_label, padding),
-        }
-        self._cache: dict[tuple[str, int], Labels] = {}
+    keys: list[Key]
+    checksums: list[int]
+    layers: dict[str, Tensor] | None
 
-    def labels(self, zoom_factor: int) -> Labels:
-        """The labels at (H - 1) * zoom_factor // 8 + 1 points a side: 8 is every pixel, 1 is stride 8."""
-        return self._labels("labels", zoom_factor)
+    @classmethod
+    def collate(cls, samples: Sequence["CachedOutputs"]) -> "CachedOutputs":
+        """One missing crop makes the whole batch a miss: the teacher's rounding depends on the batch."""
+        whole = all(sample.layers is not None for sample in samples)
+        names = samples[0].layers if whole else ()
+        layers = {name: torch.stack([sample.layers[name] for sample in samples]) for name in names}
+        keys, checksums = ([value for s in samples for value in getattr(s, field)] for field in ("keys", "checksums"))
+        return cls(keys, checksums, layers if whole else None)
 
-    def valid(self, zoom_factor: int) -> Labels:
-        """The same grid for terms that need no label: they also count on unlabelled images.
+    def split(self, parts: int) -> Iterator["CachedOutputs"]:
+        size = len(self.keys) // parts
+        for first in range(0, len(self.keys), size):
+            part = slice(first, first + size)
+            layers = None if self.layers is None else {name: x[part] for name, x in self.layers.items()}
+            yield CachedOutputs(self.keys[part], self.checksums[part], layers)
 
-        On labelled images they count where the labels do, or, with DISTILL.mask unpadded, everywhere but on padding.
-        """
-        return self._labels("valid", zoom_factor)
 
-    def _labels(self, kind: str, zoom_factor: int) -> Labels:
-        key = kind, zoom_factor
-        if key not in self._cache:
-            label = sample_labels(self.label, zoom_factor)
-            count = self._included(kind, sample_labels(self._whole, zoom_factor)).sum().float()
-            if distributed.world_size() > 1:
-                dist.all_reduce(count)
-            count = (count / (self._shares * distributed.world_size())).clamp(min=1e-6)
-            self._cache[key] = Labels(label, self._included(kind, label), count)
-        return self._cache[key]
+@dataclass(frozen=True)
+class Batch:
+    """image (N, 3, H, W), normalised; labels and valid: by zoom_factor z, at (H - 1) * z // 8 + 1 points a side.
 
-    def _included(self, kind: str, label: Tensor) -> Tensor:
-        return torch.stack([label != value for value in self._excluded[kind]]).all(0)
+    labels.mask is False on ignore_label, padding and unlabelled images. valid is for terms that need no label: its
+    mask is True on unlabelled images, too, and, with DISTILL.mask unpadded, everywhere but on padding.
+    """
 
-    def split(self, parts: int) -> Iterator["Batch"]:
-        """`parts` batches of equal size, which share this batch's count of valid positions."""
-        kept = [None] * parts if self.kept is None else self.kept.split(parts)
-        for image, label, known in zip(self.image.chunk(parts), self.label.chunk(parts), kept, strict=True):
-            yield Batch(image, label, self.ignore_label, self.mask, self.label, parts, known)
+    image: Tensor
+    labels: dict[int, Labels]
+    valid: dict[int, Labels]
+    cached: CachedOutputs | None
 
 
 class Normalize:
@@ -80,3 +66,41 @@ class Normalize:
     def __call__(self, image: Tensor) -> Tensor:
         image = image.to(self.mean.device, non_blocking=True).permute(0, 3, 1, 2)
         return (image.float() - self.mean) / self.std
+
+
+class ToDevice:
+    """The loader's batches -> Batches on the device, TRAIN.accumulate for each, with labels at the grids `zooms`."""
+
+    def __init__(self, data: Data, train: Train, mask: str, zooms: Collection[int], device: torch.device):
+        self.normalize, self.device = Normalize(data, device), device
+        self.parts, self.zooms = train.accumulate, sorted(zooms)
+        padding, unlabelled = reserved_labels(train.ignore_label)
+        self.not_labels = (train.ignore_label, padding, unlabelled)
+        self.not_valid = (padding,) if mask == "unpadded" else (train.ignore_label, padding)
+
+    def __call__(self, raw: tuple[Tensor, Tensor, CachedOutputs | None] | UserError) -> list[Batch]:
+        """raw: image (N, H, W, 3) uint8, label (N, H, W) uint8; or the fault of a file, which is raised.
+
+        Counts of valid positions are those of the whole batch over all processes: this is a collective.
+        """
+        if isinstance(raw, UserError):
+            raise raw
+        image, label, cached = raw
+        image, label = self.normalize(image), label.to(self.device, non_blocking=True).long()
+        grids = {zoom: sample_labels(label, zoom) for zoom in self.zooms}
+        masks = {
+            (kind, zoom): torch.stack([grid != value for value in excluded]).all(0)
+            for kind, excluded in (("labels", self.not_labels), ("valid", self.not_valid))
+            for zoom, grid in grids.items()
+        }
+        counts = distributed.all_reduce(torch.stack([mask.sum() for mask in masks.values()]).float())
+        counts = (counts / (self.parts * distributed.world_size())).clamp(min=1e-6)
+        of = dict(zip(masks, counts, strict=True))
+        images, size = image.chunk(self.parts), len(image) // self.parts
+        known = [None] * self.parts if cached is None else list(cached.split(self.parts))
+
+        def labels(kind: str, number: int) -> dict[int, Labels]:
+            rows = slice(number * size, (number + 1) * size)
+            return {z: Labels(grid[rows], masks[kind, z][rows], of[kind, z]) for z, grid in grids.items()}
+
+        return [Batch(images[i], labels("labels", i), labels("valid", i), known[i]) for i in range(self.parts)]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from util import files
-from util.config import Config, Data
+from util.config import Data
 from util.data.decode import read_image, read_label, turned
 from util.errors import UserError
 
@@ -32,14 +32,12 @@ def read_text(path: str | Path, key: str) -> list[str]:
         raise UserError(f"{path} ({key}) cannot be read as text ({error})") from None
 
 
-def read_list(
-    path: str, key: str, root: str, labelled: bool = True, allow_outside: bool = False, once: bool = False
-) -> list[Pair]:
+def read_list(path: str, key: str, root: str, labelled: bool = True, once: bool = False) -> list[Pair]:
     """The pairs of a list file: `image label` a line (or `image`), relative to `root`; empty lines are skipped.
 
     key: the config key that named the file, for errors. once: each image may stand in it once, since it is scored.
-    Raises UserError with file and line when a line has another form or leaves `root` (unless allow_outside), or a
-    file in it does not exist.
+    Raises UserError with file and line when a line has another form, or a file
+    in it does not exist.
     """
     pairs, where, first = [], defaultdict(dict), {}
     for number, line in enumerate(read_text(path, key), 1):
@@ -51,10 +49,7 @@ def read_list(
             raise UserError(
                 f"{path}, line {number}: expected {form} (paths without spaces), found {line.strip()[:120]!r}"
             )
-        try:
-            found = [files.below(root, field, allow_outside) for field in fields]
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: {line.strip()[:120]!r} {error}") from None
+        found = [Path(root, field) for field in fields]
         for file in found:
             where[file.parent].setdefault(file.name, number)
         earlier = first.setdefault(found[0], number)
@@ -76,13 +71,13 @@ def read_list(
 
 def scored_list(path: str, key: str, data: Data, labelled: bool = True) -> list[Pair]:
     """read_list for images that are scored: each may stand in it once."""
-    return read_list(path, key, data.data_root, labelled, data.allow_outside, once=True)
+    return read_list(path, key, data.data_root, labelled, once=True)
 
 
-def read_pair(pair: Pair, cfg: Config) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def read_pair(pair: Pair, classes: int, ignore_label: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     image = read_image(pair.image)
     try:
-        return image, read_label(pair.label, image.shape[:2], cfg.data.classes, cfg.train.ignore_label)
+        return image, read_label(pair.label, image.shape[:2], classes, ignore_label)
     except UserError as error:
         if turned(pair.image):
             raise UserError(

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,105 +16,113 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from model.labels import reserved_labels
-from util import distributed
-from util.config import Config
+from util import distributed, seeds
+from util.data.batch import CachedOutputs, Key
 from util.data.decode import read_image
 from util.data.lists import read_list, read_pair
 from util.data.transform import Augment
 from util.errors import UserError
-from util.keys import Train
-from util.train.teacher_cache import CachedOutputs, TeacherCache
+from util.keys import Data, Train
 
 
 class TrainData(Dataset):
     """Augmented crops. A key is (epoch, index), and a crop is a function of (seed, epoch, index) alone.
 
-    Indices from `labelled` on are the images of DATA.unlabelled_list, `unlabelled` in number. An item is image, label
-    and, with a `cache`, what that knows of the crop; or the fault in the files.
+    Indices from `labelled` on are the images of DATA.unlabelled_list, `unlabelled` in number. An item is image
+    (train_h, train_w, 3), label (train_h, train_w) and, with a `cache` (any object with read(key, crop)), the teacher's
+    outputs; or the fault of a file.
     """
 
-    def __init__(self, cfg: Config, seed: int, cache: TeacherCache | None = None):
-        data = cfg.data
-        self.cfg, self.seed, self.augment, self.cache = cfg, seed, Augment(cfg), cache
-        where = {"root": data.data_root, "allow_outside": data.allow_outside}
-        self.pairs = read_list(data.train_list, "DATA.train_list", **where)
+    def __init__(self, data: Data, train: Train, seed: int, cache: Any = None):
+        self.data, self.train, self.seed, self.cache = data, train, seed, cache
+        self.augment = Augment(data, train)
+        self.pairs = read_list(data.train_list, "DATA.train_list", data.data_root)
         self.labelled = len(self.pairs)
         if data.unlabelled_list:
-            self.pairs += read_list(data.unlabelled_list, "DATA.unlabelled_list", **where, labelled=False)
+            self.pairs += read_list(data.unlabelled_list, "DATA.unlabelled_list", data.data_root, labelled=False)
         self.unlabelled = len(self.pairs) - self.labelled
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(
-        self, key: tuple[int, int]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], CachedOutputs | None] | UserError:
+    def __getitem__(self, key: Key) -> tuple[NDArray[np.uint8], NDArray[np.uint8], CachedOutputs | None] | UserError:
         epoch, index = key
         pair = self.pairs[index]
         try:
             if pair.label is None:
                 image = read_image(pair.image)
-                label = np.full(image.shape[:2], reserved_labels(self.cfg.train.ignore_label)[1], np.uint8)
+                label = np.full(image.shape[:2], reserved_labels(self.train.ignore_label)[1], np.uint8)
             else:
-                image, label = read_pair(pair, self.cfg)
+                image, label = read_pair(pair, self.data.classes, self.train.ignore_label)
         except UserError as error:  # raised in a worker it would come back wrapped in the worker's traceback
             return error
-        image, label = self.augment(image, label, np.random.default_rng((self.seed, epoch, index)))
+        random = seeds.generator(seeds.Stream.AUGMENT, self.seed, epoch, index)
+        image, label = self.augment(image, label, random)
         return image, label, self.cache and self.cache.read(key, image)
 
 
-class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
+class ResumableBatchSampler(Sampler[list[Key]]):
     """Yields this process's keys (epoch, index) for each step from `start` on, over all epochs.
 
     Every epoch is a permutation of the labelled images drawn from (seed, epoch); the last ones that do not fill a batch
-    sit out. The unlabelled images come in an endless row of permutations of their own, TRAIN.unlabelled_per_batch a
-    step. The keys are in such an order that each of TRAIN.accumulate equal parts has its share of both. Raises
-    UserError when the labelled images do not fill a batch.
+    are left out. The unlabelled images come in an endless sequence of permutations, independent of the labelled ones,
+    TRAIN.unlabelled_per_batch a step. The keys are in such an order that each of TRAIN.accumulate equal parts has its
+    share of both. Raises UserError when the labelled images do not fill a batch.
     """
 
-    def __init__(self, data: TrainData, train: Train, start: int = 0):
-        self.data, self.train, self.start = data, train, start
+    def __init__(self, data: TrainData, start: int = 0):
+        self.data, self.train, self.start = data, data.train, start
+        train = data.train
         self.per_epoch = data.labelled // train.batch_size
         self.steps = train.epochs * self.per_epoch
         self.crops = self.steps * (train.batch_size + train.unlabelled_per_batch)  # of the whole run, all processes
         if not self.per_epoch:
             raise UserError(
-                f"{data.cfg.data.train_list} has {data.labelled} images, fewer than TRAIN.batch_size {train.batch_size}"
+                f"{data.data.train_list} has {data.labelled} images, fewer than TRAIN.batch_size {train.batch_size}"
             )
 
     def __len__(self) -> int:
         return self.steps - self.start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         seed, labelled, parts = self.data.seed, self.data.labelled, self.train.accumulate
 
-        @functools.lru_cache(4)  # of both kinds: the row at hand, and the next one where a batch reaches into it
-        def order(images: int, row: int, *stream: int) -> NDArray[np.int64]:
-            return np.random.default_rng((seed, row, *stream)).permutation(images)
+        @functools.lru_cache(4)  # two streams; a batch may span two permutations
+        def order(stream: seeds.Stream, images: int, row: int) -> NDArray[np.int64]:
+            return seeds.generator(stream, seed, row).permutation(images)
 
-        def keys(images: int, row_length: int, count: int, step: int, first: int, *stream: int):
-            """`count` keys of this step, from rows of `row_length` out of `images`."""
+        def keys(stream: seeds.Stream, images: int, row_length: int, count: int, step: int, first: int) -> list[Key]:
+            """`count` keys of this step, from permutations of `images`, `row_length` of each; indices from `first`."""
             places = (divmod(place, row_length) for place in range(step * count, (step + 1) * count))
-            return [(row, first + int(order(images, row, *stream)[place])) for row, place in places]
+            return [(row, first + int(order(stream, images, row)[place])) for row, place in places]
 
-        rank, processes = distributed.rank(), distributed.world_size()
+        rank, processes, size, more = (
+            distributed.rank(),
+            distributed.world_size(),
+            self.train.batch_size,
+            self.train.unlabelled_per_batch,
+        )
+        unlabelled = self.data.unlabelled
         for step in range(self.start, self.steps):
-            batch = keys(labelled, self.per_epoch * self.train.batch_size, self.train.batch_size, step, 0)
-            more = keys(self.data.unlabelled, self.data.unlabelled, self.train.unlabelled_per_batch, step, labelled, 1)
-            shares = [
-                [kind[part * len(kind) // parts : (part + 1) * len(kind) // parts] for part in range(parts)]
-                for kind in (batch[rank::processes], more[rank::processes])
+            kinds = (
+                keys(seeds.Stream.ORDER, labelled, self.per_epoch * size, size, step, 0)[rank::processes],
+                keys(seeds.Stream.UNLABELLED_ORDER, unlabelled, unlabelled, more, step, labelled)[rank::processes],
+            )
+            yield [
+                key
+                for part in range(parts)
+                for kind in kinds
+                for key in kind[part * len(kind) // parts : (part + 1) * len(kind) // parts]
             ]
-            yield [key for part in zip(*shares, strict=True) for kind in part for key in kind]
 
 
 def collate(samples: list) -> tuple[Tensor, Tensor, CachedOutputs | None] | UserError:
     for item in samples:
         if isinstance(item, UserError):
             return item
-    images, labels, kept = zip(*samples, strict=True)
+    images, labels, cached = zip(*samples, strict=True)
     images, labels = (torch.from_numpy(np.stack(arrays)) for arrays in (images, labels))
-    return images, labels, CachedOutputs.joined(kept) if kept[0] else None
+    return images, labels, CachedOutputs.collate(cached) if cached[0] else None
 
 
 def _start_worker(_worker: int) -> None:

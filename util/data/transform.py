@@ -2,10 +2,10 @@
 
 import cv2
 import numpy as np
-from model.labels import reserved_labels
 from numpy.typing import NDArray
 
-from util.config import Config
+from model.labels import reserved_labels
+from util.keys import Data, Train
 
 BLUR = 5  # kernel side of the Gaussian blur, in pixels, as in semseg
 
@@ -19,10 +19,10 @@ class Augment:
     apart from ignore_label, since a teacher can teach where people did not label.
     """
 
-    def __init__(self, cfg: Config):
-        self.train = cfg.train
-        self.mean = tuple(round(value) for value in cfg.data.mean)
-        self.padding, _ = reserved_labels(cfg.train.ignore_label)
+    def __init__(self, data: Data, train: Train):
+        self.train = train
+        self.mean = tuple(round(value) for value in data.mean)
+        self.padding, _ = reserved_labels(train.ignore_label)
 
     def matrix(self, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Draw the 2x3 matrix that takes source pixel coordinates (x, y) to those of the crop."""

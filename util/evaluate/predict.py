@@ -74,7 +74,11 @@ class TestData(Dataset):
         """-> index, (height, width), one (h, w, 3) tensor a scale, label (height, width) or None."""
         pair, p = self.pairs[index], self.protocol
         try:
-            image, label = (read_image(pair.image), None) if pair.label is None else read_pair(pair, self.cfg)
+            image, label = (
+                (read_image(pair.image), None)
+                if pair.label is None
+                else read_pair(pair, self.cfg.data.classes, self.cfg.train.ignore_label)
+            )
         except UserError as error:
             return error
         scaled = [torch.from_numpy(resize(image.astype(np.float32), scale, p.base_size)) for scale in p.scales]
@@ -194,11 +198,11 @@ def validate(
     pairs: list[Pair],
     cfg: Config,
     dtype: torch.dtype | None = None,
-    stop: Callable[[bool], bool] = lambda meeting: False,
+    stop: Callable[[bool], bool] = lambda sync: False,
 ) -> Tensor | None:
     """The confusion matrix of quick validation over all processes, (classes, classes); None when told to `stop`.
 
-    dtype: else TRAIN.precision. stop(meeting): asked after each image; see Interrupt.agreed.
+    dtype: else TRAIN.precision. stop(sync): asked after each image; see Interrupt.stop_requested.
     """
     classes, train = cfg.data.classes, cfg.train
     matrix = torch.zeros(classes, classes, dtype=torch.int64, device=distributed.device())

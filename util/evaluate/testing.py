@@ -1,7 +1,6 @@
 """What the test scripts do: predict a list of images, write the class maps, score them, compare runs."""
 
 import json
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from util import distributed, network
 from util.config import Config
 from util.data.decode import read_image, read_label
 from util.data.lists import Pair, read_colors, read_names, scored_list
+from util.data.scan import scan_images
 from util.errors import UserError
 from util.evaluate import predict
 from util.evaluate.metric import Scores, confusion_matrix
-from util.files import replace_text
-from util.train import dry_run
+from util.files import BackgroundWriter, check_writable, replace_text
 
 
 def test(cfg: Config) -> None:
@@ -39,8 +38,9 @@ def test(cfg: Config) -> None:
     if t.has_prediction and t.split == "test":
         raise UserError("TEST.has_prediction scores existing maps, but TEST.split test has no labels to score them by")
     if cfg.check:
-        dry_run.testing(cfg, pairs, maps)
+        check_only(cfg, pairs, maps)
         return
+    distributed.allow_tf32(t.precision)
     matrix = _score_existing(pairs, maps, cfg) if t.has_prediction else _predict(pairs, maps, cfg)
     if t.split == "test" or not distributed.is_main():
         return
@@ -78,17 +78,35 @@ def _predict(pairs: list[Pair], maps: list[str], cfg: Config) -> torch.Tensor:
     matrix = torch.zeros(classes, classes, dtype=torch.int64, device=device)
     mine, protocol = distributed.indices_of_this_rank(len(pairs)), predict.testing_protocol(cfg)
     workers = min(cfg.train.workers, len(mine))
-    done: list[Future] = []
-    with ThreadPoolExecutor(1) as writer:
-        for index, prediction, label in predict.predictions(
-            net, pairs, mine, cfg, protocol, dtype, workers, f"test {len(pairs)} images"
-        ):
-            if label is not None:
-                matrix += confusion_matrix(prediction, label.to(device), classes)
-            done.append(writer.submit(write_maps, prediction.cpu().numpy(), palette, folder, maps[index]))
-    for future in done:
-        future.result()
+    writer = BackgroundWriter()
+    for index, prediction, label in predict.predictions(
+        net, pairs, mine, cfg, protocol, dtype, workers, f"test {len(pairs)} images"
+    ):
+        if label is not None:
+            matrix += confusion_matrix(prediction, label.to(device), classes)
+        writer.submit(write_maps, prediction.cpu().numpy(), palette, folder, maps[index])
+    writer.flush()
     return distributed.all_reduce(matrix)
+
+
+def check_only(cfg: Config, pairs: list[Pair], names: list[str]) -> None:
+    """--check: read every image, load the network, predict one; write nothing. Raises UserError as `test` would."""
+    t = cfg.test
+    read_colors(cfg.data)
+    scan_images(pairs, cfg, t.test_list)
+    if t.has_prediction:
+        missing = [name for name in names if not Path(t.save_folder, "gray", f"{name}.png").is_file()]
+        if missing:
+            raise UserError(f"{t.save_folder}/gray lacks {len(missing)} of {len(names)} maps, such as {missing[0]}.png")
+        print(f"it would score the {len(names)} maps in {t.save_folder}/gray")
+        return
+    check_writable(Path(t.save_folder), "TEST.save_folder")
+    dtype = distributed.precision(t.precision)
+    net = network.load(t.model_path, cfg.train.layers, cfg.data.classes, aux=False)
+    net.to(distributed.device()).freeze(dtype)
+    next(predict.predictions(net, pairs, [0], cfg, predict.testing_protocol(cfg), dtype))
+    if distributed.is_main():
+        print(f"it would write maps of {len(pairs)} images to {t.save_folder}; nothing was written")
 
 
 def write_maps(gray: NDArray[np.uint8], palette: NDArray[np.uint8], folder: Path, name: str) -> None:

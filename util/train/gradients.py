@@ -1,4 +1,4 @@
-"""How strongly each loss term pulls at what all terms share, so that weights can be chosen by looking."""
+"""Each loss term's share of the gradient at the deepest shared layer, as a help in choosing weights."""
 
 from collections.abc import Mapping
 
@@ -12,14 +12,14 @@ from model.pspnet import PSPNet
 class GradientShares:
     """Each weighted term's gradient norm at the output of the student's deepest layer that all terms reach.
 
-    That is layer3, on which the auxiliary head sits, or an earlier one that a hint names. While entered, that output
-    is kept; `shares` then goes back from the terms to it alone, through the graph that the step makes anyway: no
-    forward pass more, no BatchNorm statistics touched, and DistributedDataParallel's hooks are not reached.
+    That is layer3, which the auxiliary head reads, or an earlier one that a hint names. While entered, that output is
+    kept; `of` then goes back from the terms to it alone, through the graph that the step builds anyway: no second
+    forward pass, no change to BatchNorm's statistics, and DistributedDataParallel's hooks do not run.
     """
 
     def __init__(self, model: PSPNet | StudentWithAdapters):
-        net, own = (model.net, model.layers.values()) if isinstance(model, StudentWithAdapters) else (model, ())
-        layers = ["layer3", *(layer for layer, _ in own if layer.startswith("layer"))]
+        net, read = (model.net, model.layers.values()) if isinstance(model, StudentWithAdapters) else (model, ())
+        layers = ["layer3", *(layer for layer, _ in read if layer.startswith("layer"))]
         self.module = getattr(net, min(layers))
 
     def __enter__(self) -> None:
@@ -31,7 +31,7 @@ class GradientShares:
     def _keep(self, _module, _input, output: Tensor) -> None:
         self.output = output
 
-    def shares(self, weighted: Mapping[str, Tensor]) -> dict[str, float]:
+    def of(self, weighted: Mapping[str, Tensor]) -> dict[str, float]:
         """`share_NAME` for each term: its norm over the sum of all norms."""
         norms = torch.zeros(len(weighted))
         for i, term in enumerate(weighted.values()):

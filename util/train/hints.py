@@ -2,15 +2,15 @@
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from model.distill import adapters, features, logits, relations
-from model.pspnet import ZOOM, Output, PSPNet
-from util.config import Config
+from model.distill.adapters import StudentWithAdapters
+from model.pspnet import LAYER_ZOOM_FACTOR, Output, PSPNet
 from util.data.batch import Batch
 from util.errors import UserError
 from util.keys import Hint
@@ -22,83 +22,98 @@ class Loss(NamedTuple):
     """Keyword-only arguments of `function` and `adapter` are the loss's options, which a hint may set by name."""
 
     function: Callable[..., Tensor]
-    weight: float  # where a hint says none: the published one, converted where a sum has become a mean, for 60x60 maps
-    adapter: adapters.Adapter = adapters.none
-    scores: bool = False  # for logits and aux only
-    labelled: bool = False  # needs classes: off on unlabelled images
-    feature_weight: float | None = None  # on layers that hold no scores, where that is another one
+    weight: float  # default: the published one, converted where a sum has become a mean, for 60x60 maps
+    adapter: adapters.Adapter = adapters.identity
+    scores_only: bool = False  # for logits and aux only
+    needs_classes: bool = False  # off on unlabelled images
+    feature_weight: float | None = None  # default on layers that hold no scores, where that is another one
 
 
 LOSSES = {
-    "kl": Loss(logits.kl, 1.0, scores=True),
-    "dkd": Loss(logits.dkd, 1.0, scores=True, labelled=True),
-    "dist": Loss(logits.dist, 1.0, scores=True),
+    "kl": Loss(logits.kl, 1.0, scores_only=True),
+    "dkd": Loss(logits.dkd, 1.0, scores_only=True, needs_classes=True),
+    "dist": Loss(logits.dist, 1.0, scores_only=True),
     "cwd": Loss(features.cwd, 3.0, adapters.conv1x1_if_channels_differ, feature_weight=50.0),
     "mse": Loss(features.mse, 1.0, adapters.conv1x1_if_channels_differ),
-    "fitnet": Loss(features.mse, 10.0, adapters.always),
-    "mgd": Loss(features.mse, 42.0, adapters.Generator),
+    "nfd": Loss(features.nfd, 1.0, adapters.conv1x1_if_channels_differ),
+    "fitnet": Loss(features.mse, 10.0, adapters.conv1x1),
+    "mgd": Loss(features.mse, 42.0, adapters.MaskedGenerator),
     "at": Loss(features.at, 2.8),
-    "attnfd": Loss(features.attnfd, 2.0, adapters.Attention),
+    "attnfd": Loss(features.attnfd, 2.0, adapters.CBAM),
     "pairwise": Loss(relations.pairwise, 10.0),
-    "ifv": Loss(relations.ifv, 20.0, labelled=True),
+    "ifv": Loss(relations.ifv, 20.0, needs_classes=True),
     "cirkd": Loss(relations.cirkd, 1.0),
 }
 
 
 class _Term(NamedTuple):
-    hint: Hint
     loss: Loss
-    theirs: str  # the teacher's layer
     options: dict[str, Any]
+    weight: float
+    layer: str  # of the student's output: one of its own, or an adapter's
+    teacher_layer: str
+    standardise: bool
 
 
-class Hints:
+class HintLosses:
     """The terms of DISTILL.hints, each named `<loss>_<layer>`.
 
-    weights: by name. student: the network and its adapters as one module, what engine.fit trains. Raises UserError for
-    an unknown loss or option, two hints of one name, and a layer that a network does not have.
+    weights: of each term. teacher_layers: the layers of the teacher that the terms read.
     """
 
-    def __init__(self, cfg: Config, student: PSPNet, teacher: PSPNet):
-        self.terms: dict[str, _Term] = {}
-        modules, layers = nn.ModuleDict(), {}
-        own, theirs = student.channels(), teacher.channels()
-        for hint in cfg.distill.hints:
-            name = f"{hint.loss}_{hint.layer}"
-            where = f"DISTILL.hints, {name}"
-            if hint.loss not in LOSSES:
-                raise UserError(f"DISTILL.hints: unknown loss {hint.loss}; {_suggest(hint.loss, LOSSES)}")
-            if name in self.terms:
-                raise UserError(f"{where} is there twice; one layer takes a loss once")
-            loss, target = LOSSES[hint.loss], hint.teacher_layer or hint.layer
-            for layer, channels, whose in ((hint.layer, own, "student"), (target, theirs, "teacher")):
-                if layer not in channels:
-                    raise UserError(f"{where}: the {whose} has no {layer} (no auxiliary head); choose another layer")
-                if (loss.scores or hint.standardise) and layer not in SCORES:
-                    what = hint.loss if loss.scores else "standardise"
-                    raise UserError(f"{where}: {what} works on class scores; its layers are logits and aux")
-            options = _options(where, hint.model_extra, loss.function, loss.adapter)
-            modules[name] = loss.adapter(own[hint.layer], theirs[target], **options[loss.adapter])
-            layers[name] = hint.layer, target
-            self.terms[name] = _Term(hint, loss, target, options[loss.function])
-        self.weights = {name: _weight(term) for name, term in self.terms.items()}
-        self.layers = {term.theirs for term in self.terms.values()}  # of the teacher, that the terms read
-        self.student = adapters.StudentWithAdapters(student, modules, layers) if layers else student
+    def __init__(self, terms: dict[str, _Term]):
+        self.terms = terms
+        self.weights = {name: term.weight for name, term in terms.items()}
+        self.teacher_layers = {term.teacher_layer for term in terms.values()}
 
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        """The hints' terms, unweighted; `student` is the output of self.student."""
+        """The terms, unweighted; `student` is the output of what with_hints returned."""
         result = {}
-        for name, (hint, loss, target, options) in self.terms.items():
-            s, t = student.features[name], teacher.layer(target)
-            if hint.standardise:
+        for name, term in self.terms.items():
+            s, t = student.layer(term.layer), teacher.layer(term.teacher_layer)
+            if term.standardise:
                 s, t = logits.standardise(s), logits.standardise(t)
-            labels = (batch.labels if loss.labelled else batch.valid)(ZOOM[target])
-            result[name] = loss.function(s, t, labels, **options)
+            labels = batch.labels if term.loss.needs_classes else batch.valid
+            result[name] = term.loss.function(s, t, labels[LAYER_ZOOM_FACTOR[term.teacher_layer]], **term.options)
         return result
 
 
-def _weight(term: _Term) -> float:
-    hint, loss = term.hint, term.loss
+def with_hints(
+    hints: Sequence[Hint], student: PSPNet, teacher: PSPNet
+) -> tuple[PSPNet | StudentWithAdapters, HintLosses]:
+    """-> the student, with the adapters that the hints need, and the hints' losses.
+
+    Raises UserError for an unknown loss or option, two hints of one name, and a layer that a network does not have.
+    """
+    terms: dict[str, _Term] = {}
+    modules, layers = nn.ModuleDict(), {}
+    student_channels, teacher_channels = student.channels(), teacher.channels()
+    for hint in hints:
+        name, target = f"{hint.loss}_{hint.layer}", hint.teacher_layer or hint.layer
+        where = f"DISTILL.hints, {name}"
+        if hint.loss not in LOSSES:
+            raise UserError(f"DISTILL.hints: unknown loss {hint.loss}; {_suggest(hint.loss, LOSSES)}")
+        if name in terms:
+            raise UserError(f"{where} is there twice; one layer takes a loss once")
+        loss = LOSSES[hint.loss]
+        for layer, channels, role in ((hint.layer, student_channels, "student"), (target, teacher_channels, "teacher")):
+            if layer not in channels:
+                raise UserError(f"{where}: the {role} has no {layer} (no auxiliary head); choose another layer")
+            if (loss.scores_only or hint.standardise) and layer not in SCORES:
+                what = hint.loss if loss.scores_only else "standardise"
+                raise UserError(f"{where}: {what} works on class scores; its layers are logits and aux")
+        options = _options(where, hint.model_extra, loss.function, loss.adapter)
+        adapter = loss.adapter(student_channels[hint.layer], teacher_channels[target], **options[loss.adapter])
+        same_grid = LAYER_ZOOM_FACTOR[hint.layer] == LAYER_ZOOM_FACTOR[target]
+        adapted = not (same_grid and isinstance(adapter, nn.Identity))
+        if adapted:
+            modules[name], layers[name] = adapter, (hint.layer, target)
+        layer = name if adapted else hint.layer
+        terms[name] = _Term(loss, options[loss.function], _weight(hint, loss), layer, target, hint.standardise)
+    return (StudentWithAdapters(student, modules, layers) if layers else student), HintLosses(terms)
+
+
+def _weight(hint: Hint, loss: Loss) -> float:
     default = loss.weight if hint.layer in SCORES or loss.feature_weight is None else loss.feature_weight
     return default if hint.weight is None else hint.weight
 

@@ -1,4 +1,4 @@
-"""What a training run says and leaves behind: console lines, metrics.jsonl, TensorBoard. Only rank 0 does."""
+"""What a training run prints and writes: console lines, metrics.jsonl, TensorBoard. Only rank 0 does."""
 
 import json
 import logging
@@ -7,52 +7,52 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from tensorboardX import SummaryWriter
+from torch import nn
 
-from util import distributed, overfit
+from util import distributed
 from util.config import Config
 from util.data.decode import read_image
 from util.data.lists import Pair, read_colors, read_names
+from util.data.loader import TrainData
 from util.errors import UserError
 from util.evaluate import predict
 from util.files import replace_text
+from util.train.resume import Progress
 
 PICTURE_HEIGHT = 240  # pixels, of the pictures in TensorBoard
 
 
-def _epoch(line: str) -> float:
-    """The epoch of a line of metrics.jsonl; infinity for one that a kill broke off."""
-    try:
-        return json.loads(line)["epoch"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
-
-
 class Recorder:
-    """Opens the run's files in `folder`; what came after epoch `done`, and TensorBoard's points from `step` on, is cut.
+    """Opens the run's files in TRAIN.save_path.
 
-    They will come again.
+    done: epochs that are finished; later lines of metrics.jsonl are cut, since those epochs are about to be repeated,
+    and so are TensorBoard's points from `step` on.
     """
 
-    def __init__(self, cfg: Config, folder: Path, done: int, val: list[Pair], step: int):
-        self.cfg, self.log = cfg, logging.getLogger("train")
+    def __init__(self, cfg: Config, done: int, val: list[Pair], step: int):
+        self.cfg, self.log, self.folder = cfg, logging.getLogger("train"), Path(cfg.train.save_path)
         self.no_bar = not (distributed.is_main() and sys.stderr.isatty())
         self.colors = read_colors(cfg.data)
-        read_names(cfg.data)  # a wrong file should stop the run now, not the test after it
-        spread = np.linspace(0, len(val) - 1, min(cfg.train.pictures, len(val))).astype(int)
-        self.examples = [val[i] for i in spread]
+        read_names(cfg.data)  # a wrong file stops the run now, not the test after it
+        self.examples = [val[i] for i in np.linspace(0, len(val) - 1, min(cfg.train.pictures, len(val))).astype(int)]
         if not distributed.is_main():
             return
-        self.metrics = folder / "metrics.jsonl"
+        self.metrics = self.folder / "metrics.jsonl"
         try:
             if self.metrics.exists():
                 replace_text(self.metrics, "".join(line for line in self.metrics.open() if _epoch(line) <= done))
-            self.writer = SummaryWriter(str(folder), purge_step=step)
+            self.writer = SummaryWriter(str(self.folder), purge_step=step)
         except OSError as error:
-            raise UserError(f"cannot write to {folder} (TRAIN.save_path): {error.strerror}") from None
+            raise UserError(f"cannot write to {self.folder} (TRAIN.save_path): {error.strerror}") from None
 
-    def say(self, text: str) -> None:
-        self.log.info(text)
+    def start(self, data: TrainData, dtype: torch.dtype, seed: int, done: int) -> None:
+        more = f" and {data.unlabelled} unlabelled" if data.unlabelled else ""
+        self.log.info(
+            f"training on {distributed.device().type} in {dtype}, {data.labelled} images{more}, seed {seed}, {done} of "
+            f"{self.cfg.train.epochs} epochs done, writing to {self.folder}"
+        )
 
     def steps(self, step: int, means: dict[str, float], lr: float, rate: float, where: str) -> None:
         """The running means of an epoch, every print_freq steps; rate in images a second."""
@@ -60,11 +60,11 @@ class Recorder:
             return
         if self.no_bar:
             terms = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-            self.say(f"{where}: {terms}, lr {lr:.2e}, {rate:.4g} images/s")
+            self.log.info(f"{where}: {terms}, lr {lr:.2e}, {rate:.4g} images/s")
         for name, value in {**means, "lr": lr, "images_per_second": rate}.items():
             self.writer.add_scalar(f"step/{name}", value, step)
 
-    def epoch(self, line: dict[str, float], net, step: int) -> None:
+    def epoch(self, line: dict[str, float], net: nn.Module, step: int) -> None:
         """Add an epoch's line to metrics.jsonl and TensorBoard, with pictures of a few val images."""
         if not distributed.is_main():
             return
@@ -75,19 +75,17 @@ class Recorder:
             raise UserError(f"cannot write {self.metrics} ({error.strerror}); make room, then start again") from None
         for name, value in line.items():
             if name != "epoch":
-                self.writer.add_scalar(f"epoch/{name}", value, step)  # one axis, so that a resume can cut
+                self.writer.add_scalar(f"epoch/{name}", value, step)  # by steps, as all else, so that a resume can cut
         val = f", val mIoU {line['val_mIoU']:.4f}, gap {line['gap']:.4f}" if "val_mIoU" in line else ""
-        self.say(f"epoch {line['epoch']}: loss {line['loss']:.4f}, train mIoU {line['train_mIoU']:.4f}{val}")
+        self.log.info(f"epoch {line['epoch']}: loss {line['loss']:.4f}, train mIoU {line['train_mIoU']:.4f}{val}")
         shares = {name.removeprefix("share_"): value for name, value in line.items() if name.startswith("share_")}
-        if len(shares) > 2:  # of two terms, everybody knows
+        if len(shares) > 2:  # more than plain training's two terms
             text = ", ".join(f"{name} {100 * value:.0f} %" for name, value in shares.items())
-            self.say(f"epoch {line['epoch']}: shares of the gradient at the student's shared layer: {text}")
-        if warning := overfit.warning([json.loads(text) for text in self.metrics.open()]):
-            self.log.warning(f"warning: {warning}")
+            self.log.info(f"epoch {line['epoch']}: shares of the gradient at the student's shared layer: {text}")
         self._pictures(step, net)
         self.writer.flush()
 
-    def _pictures(self, step: int, net) -> None:
+    def _pictures(self, step: int, net: nn.Module) -> None:
         """Image, truth and prediction side by side."""
         protocol, dtype = predict.validation_protocol(self.cfg), distributed.precision(self.cfg.train.precision)
         indices = range(len(self.examples))
@@ -102,6 +100,24 @@ class Recorder:
             picture = cv2.resize(picture, (width, PICTURE_HEIGHT), interpolation=cv2.INTER_AREA)
             self.writer.add_image(f"val/{number}", picture, step, dataformats="HWC")
 
+    def end(self, progress: Progress) -> None:
+        epochs = self.cfg.train.epochs
+        if progress.epoch < epochs:
+            self.log.info(
+                f"ended after epoch {progress.epoch}: no better val mIoU in {self.cfg.train.patience} epochs "
+                f"(TRAIN.patience); the best one, {progress.best:.4f} of epoch {progress.best_epoch}, is in "
+                f"{self.folder / 'best.pth'}"
+            )
+        self.close()
+
     def close(self) -> None:
         if distributed.is_main():
             self.writer.close()
+
+
+def _epoch(line: str) -> float:
+    """The epoch of a line of metrics.jsonl; infinity for one that a kill cut short."""
+    try:
+        return json.loads(line)["epoch"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

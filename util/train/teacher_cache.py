@@ -6,85 +6,57 @@ CACHE/RUN/LAYER/EPOCH, at its index: checksum of the crop's pixels, checksum of 
 checksums must hold, so other images, a write that a kill cut short, and a flipped bit are misses, and are written anew.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.pspnet import ZOOM, Output, PSPNet
-from util import distributed, files, quota
+from model.pspnet import LAYER_ZOOM_FACTOR, Output, PSPNet
+from util import distributed, files
 from util.config import Config, Data
+from util.data.batch import CachedOutputs, Key
 from util.data.lists import read_text
 from util.errors import UserError
 
 HEAD = struct.Struct("<II")  # checksums of the crop and of the map
 GB = 1e9
-PENDING = 4  # batches that may wait for the disk
 
 log = logging.getLogger("cache")
 
-Key = tuple[int, int]  # epoch, index: see util/loader.py
-
-
-class CachedOutputs(NamedTuple):
-    """What the cache knows of one crop, or of a batch of them.
-
-    layers: the teacher's maps as 16-bit patterns, int16 (C, h, w) or (N, C, h, w); None where one is missing.
-    """
-
-    keys: list[Key]
-    checksums: list[int]
-    layers: dict[str, Tensor] | None
-
-    @classmethod
-    def joined(cls, samples: Sequence["CachedOutputs"]) -> "CachedOutputs":
-        """One missing crop makes the whole batch a miss: the teacher's rounding depends on what it sees together."""
-        whole = all(sample.layers is not None for sample in samples)
-        names = samples[0].layers if whole else ()
-        layers = {name: torch.stack([sample.layers[name] for sample in samples]) for name in names}
-        keys, checksums = ([value for s in samples for value in getattr(s, field)] for field in ("keys", "checksums"))
-        return cls(keys, checksums, layers if whole else None)
-
-    def split(self, parts: int) -> Iterator["CachedOutputs"]:
-        size = len(self.keys) // parts
-        for first in range(0, len(self.keys), size):
-            part = slice(first, first + size)
-            layers = None if self.layers is None else {name: x[part] for name, x in self.layers.items()}
-            yield CachedOutputs(self.keys[part], self.checksums[part], layers)
-
 
 class TeacherCache:
-    """The part of DISTILL.cache that belongs to this run's teacher, crops and seed.
+    """The folder in DISTILL.cache that belongs to this run's teacher, crops and seed.
 
-    layers: of the teacher, that the losses read. A teacher of bfloat16 is kept as it is; float32 is rounded to
-    float16, for the run that writes, too: it learns the same as those that read.
+    layers: of the teacher, that the losses read. A teacher of bfloat16 is stored as it is; float32 is rounded to
+    float16, for the run that writes, too, so that it learns the same as those that read.
     """
 
     def __init__(self, cfg: Config, teacher: PSPNet, layers: Sequence[str]):
         t, d, data = cfg.train, cfg.distill, cfg.data
-        self.narrow = torch.bfloat16 if next(teacher.parameters()).dtype == torch.bfloat16 else torch.float16
+        self.device, self.writer = distributed.device(), files.BackgroundWriter()
+        bfloat16 = next(teacher.parameters()).dtype == torch.bfloat16
+        self.storage_dtype = torch.bfloat16 if bfloat16 else torch.float16
         channels = teacher.channels()
-        grids = {name: tuple((side - 1) * ZOOM[name] // 8 + 1 for side in (t.train_h, t.train_w)) for name in layers}
-        self.shapes = {name: (channels[name], *grids[name]) for name in layers}
+        self.shapes = {
+            name: (channels[name], *((side - 1) * LAYER_ZOOM_FACTOR[name] // 8 + 1 for side in (t.train_h, t.train_w)))
+            for name in layers
+        }
         with Path(d.teacher_path).open("rb") as file:
             weights = hashlib.file_digest(file, "sha256").hexdigest()
-        # The crop's checksum stands for images, augmentation and normalising's input; the rest is what it cannot tell,
-        # and what keeps runs of different crops from writing over each other's.
+        # The crop's checksum stands for images, augmentation and normalisation's input; this is the rest, and what
+        # keeps runs of different crops from overwriting each other's.
         self.description = {
-            "teacher": {"path": d.teacher_path, "sha256": weights, "layers": d.teacher_layers},
-            "computed": [str(self.narrow), distributed.device().type, data.mean, data.std],
+            "teacher": {"sha256": weights, "layers": d.teacher_layers},
+            "computed": [str(self.storage_dtype), self.device.type, data.mean, data.std],
             "seed": t.manual_seed,
             "crops": {
                 key: value
@@ -93,22 +65,42 @@ class TeacherCache:
             },
             "lists": {key: _digest(data, key) for key in ("train_list", "unlabelled_list")},
         }
-        identity = {**self.description, "teacher": [weights, d.teacher_layers]}  # wherever the file lies
-        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        self.base, self.folder, self.limit = Path(d.cache), Path(d.cache, name), d.cache_gb * GB
-        self.broken = False
+        name = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder, self.broken = Path(d.cache, name), False
 
-    def bytes_needed(self, crops: int) -> dict[str, int]:
-        return {name: crops * self._record(name) for name in self.shapes}
+    def open(self, crops: int) -> None:
+        """Make the folder for `crops` crops. Raises UserError when the disk has no room or cannot be written."""
+        log.info("%s in %s", self.plan(crops), self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.replace_text(self.folder / "run.json", json.dumps(self.description, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot make or write {self.folder} (DISTILL.cache): {error.strerror}") from None
+
+    def plan(self, crops: int) -> str:
+        """The size of `crops` crops' outputs, in words. Raises UserError when the disk has less left."""
+        needed = {name: crops * self._record(name) for name in self.shapes}
+        total, parts = sum(needed.values()), ", ".join(f"{name} {size / GB:.2f} GB" for name, size in needed.items())
+        there = sum(p.stat().st_blocks * 512 for name in self.shapes for p in (self.folder / name).glob("*"))
+        free = files.free(self.folder)
+        if total - there > free:
+            raise UserError(
+                f"the teacher's outputs on {crops} crops take {total / GB:.1f} GB ({parts}), and {self.folder.parent} "
+                f"(DISTILL.cache) has {free / GB:.1f} GB left; delete folders there that no run needs any more, or "
+                "leave DISTILL.cache empty"
+            )
+        return (
+            f"the teacher's outputs on {crops} crops: {total / GB:.2f} GB ({parts}), of which {there / GB:.2f} GB exist"
+        )
 
     def read(self, key: Key, crop: NDArray[np.uint8]) -> CachedOutputs:
-        """What is kept of `crop` (H, W, 3), the crop of `key`."""
+        """The outputs stored for `crop` (H, W, 3), the crop of `key`; layers is None when one is missing."""
         checksum, layers = zlib.crc32(crop), {}
         for name, shape in self.shapes.items():
             try:
                 with self._path(name, key).open("rb", buffering=0) as file:
                     record = bytearray(os.pread(file.fileno(), self._record(name), key[1] * self._record(name)))
-            except OSError:  # not written yet, or the disk is gone: then the teacher is there
+            except OSError:  # not written yet, or the disk is gone: the teacher computes it
                 record = bytearray()
             if len(record) < self._record(name) or HEAD.unpack_from(record) != (checksum, _checksum_of_map(record)):
                 return CachedOutputs([key], [checksum], None)
@@ -120,25 +112,25 @@ class TeacherCache:
         result = {}
         for name in self.shapes:
             x = output.layer(name)
-            if self.narrow == torch.float16:
+            if self.storage_dtype == torch.float16:
                 x = x.clamp(-65504, 65504)
-            result[name] = x.to(self.narrow).contiguous().view(torch.int16)
+            result[name] = x.to(self.storage_dtype).contiguous().view(torch.int16)
         return result
 
     def decode(self, layers: dict[str, Tensor]) -> Output:
-        """The teacher's output on the device, of the layers that are kept."""
-        wide = {name: x.to(distributed.device(), non_blocking=True).view(self.narrow) for name, x in layers.items()}
-        if self.narrow == torch.float16:
-            wide = {name: x.float() for name, x in wide.items()}
-        return Output(wide.pop("logits"), wide.pop("aux", None), wide)
+        """The teacher's output on the device, of the layers that are stored."""
+        maps = {name: x.to(self.device, non_blocking=True).view(self.storage_dtype) for name, x in layers.items()}
+        if self.storage_dtype == torch.float16:
+            maps = {name: x.float() for name, x in maps.items()}
+        return Output(maps.pop("logits"), maps.pop("aux", None), maps)
 
-    def write(self, kept: CachedOutputs, layers: dict[str, Tensor]) -> None:
+    def write(self, cached: CachedOutputs, layers: dict[str, Tensor]) -> None:
         """Write the batch's records. A disk that is full or gone ends the writing, with a warning, not the run."""
         if self.broken:
             return
         try:
             for name, x in layers.items():
-                for key, checksum, values in zip(kept.keys, kept.checksums, x.cpu().numpy(), strict=True):
+                for key, checksum, values in zip(cached.keys, cached.checksums, x.cpu().numpy(), strict=True):
                     body = values.tobytes()
                     record = HEAD.pack(checksum, zlib.crc32(body)) + body
                     path = self._path(name, key)
@@ -156,76 +148,11 @@ class TeacherCache:
                 "warning: cannot write %s (DISTILL.cache): %s; the run goes on without", self.folder, error.strerror
             )
 
-    def plan(self, crops: int) -> str:
-        """What a run of `crops` crops would need. Raises UserError when DISTILL.cache_gb or the disk has no room."""
-        needed, there = self.bytes_needed(crops), self.bytes_there()
-        total = sum(needed.values())
-        parts = ", ".join(f"{name} {size / GB:.2f} GB" for name, size in needed.items())
-        if total > self.limit:
-            raise UserError(
-                f"the teacher's outputs on {crops} crops take {total / GB:.1f} GB ({parts}), DISTILL.cache_gb is "
-                f"{self.limit / GB:g}; raise it, or leave DISTILL.cache empty"
-            )
-        # What other runs left may be removed to make room for this one's.
-        free = files.free(self.base) + sum(map(quota.size, quota.others(self.folder)))
-        if total - there > free:
-            raise UserError(
-                f"{self.base} has {free / GB:.1f} GB left for DISTILL.cache; the teacher's outputs on {crops} crops "
-                f"take {total / GB:.1f} GB ({parts}); make room, or leave DISTILL.cache empty"
-            )
-        return (
-            f"the teacher's outputs on {crops} crops take {total / GB:.2f} GB ({parts}), {there / GB:.2f} GB are there"
-        )
-
-    def bytes_there(self) -> int:
-        return sum(quota.size(self.folder / name) for name in self.shapes)
-
-    @contextlib.contextmanager
-    def opened(self, crops: int) -> Iterator[None]:
-        """While entered, no other run removes this one's part; room for `crops` crops is made first."""
-        if not distributed.is_main():
-            yield
-            return
-        text = self.plan(crops)
-        try:
-            held = quota.hold(self.folder, self.description)
-        except OSError as error:
-            raise UserError(f"cannot make or write {self.folder} (DISTILL.cache): {error.strerror}") from None
-        with held:
-            total, there = sum(self.bytes_needed(crops).values()), self.bytes_there()
-            own = max(total, there) + quota.size(self.folder) - there  # it may hold layers of other runs' losses
-            left = quota.make_room(self.folder, self.limit - own, needed=max(total - there, 0))
-            if left < 0:
-                raise UserError(
-                    f"{self.base} (DISTILL.cache) is in use by other runs, and with this one's {own / GB:.1f} GB it "
-                    f"would hold {-left / GB:.1f} GB too much; raise DISTILL.cache_gb or make room on the disk, or "
-                    "wait for them"
-                )
-            log.info("%s in %s", text, self.folder)
-            yield
-
     def _record(self, name: str) -> int:
         return HEAD.size + 2 * int(np.prod(self.shapes[name]))
 
     def _path(self, name: str, key: Key) -> Path:
         return self.folder / name / f"{key[0]:06d}"
-
-
-class Writer:
-    """TeacherCache.write in a thread of its own, so that a step waits neither for the disk nor for the device."""
-
-    def __init__(self, cache: TeacherCache):
-        self.cache, self.thread = cache, ThreadPoolExecutor(1)
-        self.pending: list[Future] = []
-
-    def __call__(self, kept: CachedOutputs, layers: dict[str, Tensor]) -> None:
-        self.pending.append(self.thread.submit(self.cache.write, kept, layers))
-        self.wait(PENDING)
-
-    def wait(self, most: int = 0) -> None:
-        """Until at most so many batches are not written."""
-        while len(self.pending) > most:
-            self.pending.pop(0).result()
 
 
 def _checksum_of_map(record: bytearray) -> int:

@@ -1,0 +1,70 @@
+"""Decode whole lists of images and labels, as --check does, and count the labels' classes."""
+
+import numpy as np
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from util import distributed
+from util.config import Config
+from util.data.decode import read_image
+from util.data.lists import Pair, read_names, read_pair
+from util.data.loader import build_loader
+from util.errors import UserError
+
+SHOWN = 20  # faults of a list that are printed
+
+
+class _LabelCounts(Dataset):
+    """Decodes each pair whole: the number of pixels of each label value, (256,), or the fault as text."""
+
+    def __init__(self, pairs: list[Pair], classes: int, ignore_label: int):
+        self.pairs, self.classes, self.ignore_label = pairs, classes, ignore_label
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> np.ndarray | str:
+        pair = self.pairs[index]
+        try:
+            if pair.label is None:
+                read_image(pair.image)
+                return np.zeros(256, np.int64)
+            return np.bincount(read_pair(pair, self.classes, self.ignore_label)[1].ravel(), minlength=256)
+        except UserError as error:
+            return str(error)
+
+
+def scan_images(pairs: list[Pair], cfg: Config, source: str) -> None:
+    """Decode every image and label of the list `source`, in TRAIN.workers processes; print the classes' shares.
+
+    Raises UserError with the number of unusable pairs and the first of them, once all are read.
+    """
+    if not distributed.is_main():
+        return
+    names, faults, pixels, images = read_names(cfg.data), [], np.zeros(256, np.int64), np.zeros(256, np.int64)
+    counts = _LabelCounts(pairs, cfg.data.classes, cfg.train.ignore_label)
+    for item in tqdm(
+        build_loader(counts, min(cfg.train.workers, len(pairs)), batch_size=None),
+        f"read {source}",
+        leave=False,
+        disable=None,
+    ):
+        if isinstance(item, str):
+            faults.append(item)
+        else:
+            pixels += np.asarray(item)
+            images += np.asarray(item) > 0
+    for fault in faults[:SHOWN]:
+        print(f"  {fault}")
+    if faults:
+        raise UserError(f"{len(faults)} of {len(pairs)} entries of {source} cannot be used; the first: {faults[0]}")
+    print(f"{source}: {len(pairs)} images are whole", flush=True)
+    if not pixels.any():
+        return
+    rows = [*enumerate(names), (cfg.train.ignore_label, "void")]
+    width = max(len(name) for _, name in rows)
+    for value, name in rows:
+        share = 100 * pixels[value] / pixels.sum()
+        print(f"  {name:{width}} {pixels[value]:15,} pixels {share:6.2f} %, in {images[value]:,} images")
+    if absent := [name for value, name in enumerate(names) if not pixels[value]]:
+        print(f"warning: in no label of {source}: {', '.join(absent)}", flush=True)
