@@ -14,6 +14,7 @@ class Spec(NamedTuple):
     blocks: tuple[int, int, int, int]  # blocks in layer1 .. layer4
     weights: resnet.WeightsEnum  # torchvision's ImageNet weights (plain stem)
     aux_channels: int  # width of the auxiliary head on layer3
+    width: int = 64  # channels of the 3x3 convolutions in layer1; layer2 .. layer4 have 2, 4 and 8 times as many
 
 
 RESNETS = {
@@ -25,45 +26,51 @@ RESNETS = {
 }
 
 
-def _stem(kind: str) -> nn.Sequential:
-    """(N, 3, H, W) -> (N, 64 or 128, H/4, W/4). `plain`: one 7x7; `deep`: three 3x3 (64, 64, 128), as in semseg."""
+def _stem(kind: str, width: int) -> nn.Sequential:
+    """(N, 3, H, W) -> (N, C, H/4, W/4). `plain`: one 7x7, C = width. `deep`: three 3x3 of width, width
+    and C = 2 * width channels, as in semseg."""
     convs = (
-        [nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)]
+        [nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)]
         if kind == "plain"
         else [
-            nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False),
-            nn.Conv2d(64, 64, 3, padding=1, bias=False),
-            nn.Conv2d(64, 128, 3, padding=1, bias=False),
+            nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.Conv2d(width, 2 * width, 3, padding=1, bias=False),
         ]
     )
     layers: list[nn.Module] = []
     for conv in convs:
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         layers += [conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.MaxPool2d(3, stride=2, padding=1))
 
 
-def _dilate(stage: nn.Sequential, dilation: int) -> None:
-    """Trade the stage's stride for dilation in every conv2, as semseg does (also in the stage's first block)."""
-    for block in stage:
-        for module in block.modules():
-            if isinstance(module, nn.Conv2d):
-                module.stride = (1, 1)
-        block.conv2.dilation = block.conv2.padding = (dilation, dilation)
+def _stage(block: type[nn.Module], channels: int, width: int, count: int, stride: int, dilation: int) -> nn.Sequential:
+    """`count` residual blocks: (N, channels, H, W) -> (N, width * block.expansion, H/stride, W/stride).
+
+    The dilation is that of conv2 in every block, the stage's first one included, as in semseg.
+    """
+    out = width * block.expansion
+    shortcut = None
+    if stride > 1 or channels != out:
+        shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
+    blocks = [block(channels, width, stride, shortcut), *(block(out, width) for _ in range(count - 1))]
+    for residual in blocks:
+        # Set afterwards because BasicBlock's constructor refuses a dilation.
+        residual.conv2.dilation = residual.conv2.padding = (dilation, dilation)
+        # Residual branches that begin at zero (Goyal et al., 2017) help where no ImageNet weights replace them.
+        nn.init.zeros_((residual.bn3 if hasattr(residual, "bn3") else residual.bn2).weight)
+    return nn.Sequential(*blocks)
 
 
 def stages(layers: int, stem: str) -> list[nn.Sequential]:
     """layer0 .. layer4 of a ResNet of depth `layers`: strides 4, 4, 8, 8, 8; randomly initialised."""
     spec = RESNETS[layers]
-    # Residual branches that begin at zero (Goyal et al., 2017) help where no ImageNet weights replace them.
-    net = resnet.ResNet(spec.block, list(spec.blocks), zero_init_residual=True)
-    layer0 = _stem(stem)
-    if stem == "deep":  # layer1 then takes 128 channels
-        net.inplanes = 128
-        net.layer1 = net._make_layer(spec.block, 64, spec.blocks[0])
-        for module in net.layer1.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    _dilate(net.layer3, 2)
-    _dilate(net.layer4, 4)
-    return [layer0, net.layer1, net.layer2, net.layer3, net.layer4]
+    result, channels = [_stem(stem, spec.width)], spec.width * (2 if stem == "deep" else 1)
+    for i, (stride, dilation) in enumerate(((1, 1), (2, 1), (1, 2), (1, 4))):
+        width = spec.width * 2**i
+        result.append(_stage(spec.block, channels, width, spec.blocks[i], stride, dilation))
+        channels = width * spec.block.expansion
+    for module in nn.ModuleList(result).modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return result

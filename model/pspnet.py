@@ -75,9 +75,9 @@ class PSPNet(nn.Module):
         self.layers, self.classes, self.stem = layers, classes, stem
         self.layer0, self.layer1, self.layer2, self.layer3, self.layer4 = backbone.stages(layers, stem)
         spec = backbone.RESNETS[layers]
-        channels = 512 * spec.block.expansion
+        channels = 8 * spec.width * spec.block.expansion
         self.ppm = PPM(channels)
-        self.cls = _head(2 * channels, 512, classes, dropout)
+        self.cls = _head(2 * channels, 8 * spec.width, classes, dropout)
         self.aux = _head(channels // 2, spec.aux_channels, classes, dropout) if aux else None
 
     def forward(self, image: Tensor) -> Output:
@@ -97,8 +97,8 @@ class PSPNet(nn.Module):
     def channels(self) -> dict[str, int]:
         """Channels of each layer that Output.layer gives; without an auxiliary head aux and aux_feature are absent."""
         spec = backbone.RESNETS[self.layers]
-        widths = {f"layer{i}": 32 * 2**i * spec.block.expansion for i in (1, 2, 3, 4)}
-        widths |= {"ppm": 2 * widths["layer4"], "feature": 512, "logits": self.classes}
+        widths = {f"layer{i}": spec.width * 2 ** (i - 1) * spec.block.expansion for i in (1, 2, 3, 4)}
+        widths |= {"ppm": 2 * widths["layer4"], "feature": 8 * spec.width, "logits": self.classes}
         return widths if self.aux is None else widths | {"aux_feature": spec.aux_channels, "aux": self.classes}
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -52,6 +52,16 @@ def test_dilation_as_in_semseg():
         assert net.layer2[0].downsample[0].stride == (2, 2)
 
 
+@pytest.mark.parametrize("layers", [18, 50])
+@pytest.mark.parametrize("stem", ["plain", "deep"])
+def test_every_residual_branch_begins_at_zero(layers, stem):
+    """So that a new network's blocks pass on what they are given (relu of the shortcut)."""
+    for stage in backbone.stages(layers, stem)[1:]:
+        for block in stage:
+            last = block.bn3 if layers == 50 else block.bn2
+            assert not last.weight.any()
+
+
 def test_parameter_names_of_the_semseg_family():
     keys = set(PSPNet(18, 2).state_dict())
     for key in ("layer0.0.weight", "layer0.1.running_mean", "layer1.0.conv1.weight", "layer4.1.bn2.bias"):
