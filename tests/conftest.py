@@ -11,12 +11,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from narrow.sitecustomize import narrow
 from PIL import Image
 
+from model.backbone import RESNETS
 from util import config
 
 ROOT = Path(__file__).resolve().parent.parent
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests speak of the CPU
+FULL = dict(RESNETS)
+GPU = torch.cuda.is_available()
 torch.set_num_threads(1)  # the networks' inputs are tiny: threads would spend their time waiting for each other
 CLASSES, VOID = 4, 255
 
@@ -41,8 +44,8 @@ TRAIN:
   precision: fp32
   print_freq: 1
   save_path: {out}/model
-  evaluate: True
-  pictures: 1
+  evaluate: False
+  pictures: 0
 TEST:
   test_list: {root}/val.txt
   base_size: 56
@@ -52,6 +55,32 @@ TEST:
   model_path: {out}/model/train_epoch_1.pth
   save_folder: {out}/result
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_world():
+    """Networks of an eighth of the width and no GPU, in this process and in those that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        for depth, spec in FULL.items():
+            patch.setitem(RESNETS, depth, narrow(spec))
+        patch.setenv("PYTHONPATH", str(ROOT / "tests" / "narrow"))
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def marked(request, monkeypatch, small_world):
+    """full_width: the networks' real channels. gpu: the GPU, or skipped."""
+    if request.node.get_closest_marker("full_width"):
+        for depth, spec in FULL.items():
+            monkeypatch.setitem(RESNETS, depth, spec)
+        monkeypatch.delenv("PYTHONPATH")
+    if request.node.get_closest_marker("gpu"):
+        if not GPU:
+            pytest.skip("needs a GPU")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
 def scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +152,7 @@ def runs(dataset, tmp_path_factory) -> Path:
     return root
 
 
-EPOCHS = ["TRAIN.epochs", "3", "TRAIN.batch_size", "2"]
+EPOCHS = "TRAIN.epochs 3 TRAIN.batch_size 2 TRAIN.evaluate True".split()
 
 
 @pytest.fixture(scope="session")

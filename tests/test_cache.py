@@ -34,7 +34,7 @@ def cached(tiny, command, script, caplog):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(PSPNet, "forward", forward)
-            options = ["TRAIN.evaluate", "False", "TRAIN.pictures", "0", *map(str, options)]
+            options = [*map(str, options)]
             result = script(
                 "train_50_18.py", *command(tiny.out / name, "DISTILL.cache", str(tiny.out / "cache"), *options)
             )
@@ -69,7 +69,7 @@ def test_the_first_steps_losses_are_those_without_a_cache_to_16_bits(tiny, cache
     read, asked, _ = cached("second", *one)
     assert asked == 0
     plain = tiny.out / "plain"
-    script("train_50_18.py", *command(plain, *one, "TRAIN.evaluate", "False", "TRAIN.pictures", "0"))
+    script("train_50_18.py", *command(plain, *one))
     (ours,), (theirs,) = lines(read), lines(plain)
     for name in ("ce", "kl", "aux_mse", "aux_ce"):
         assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
@@ -165,7 +165,7 @@ def test_a_stopped_run_goes_on(tiny, cached, monkeypatch):
 
 
 def test_two_processes_write_one_cache(tiny, command, cached):
-    options = ["DISTILL.cache", tiny.out / "cache", "TRAIN.evaluate", "False", "TRAIN.pictures", "0"]
+    options = ["DISTILL.cache", tiny.out / "cache"]
     options += ["TRAIN.batch_size", "4"]
     result = python("train_50_18.py", *command(tiny.out / "two", *options), processes=2)
     assert result.returncode == 0, result.stderr

@@ -10,6 +10,8 @@ from model.pspnet import PSPNet
 from util import checkpoint, network
 from util.errors import UserError
 
+pytestmark = pytest.mark.full_width
+
 
 @pytest.mark.parametrize(("layers", "stem"), [(18, "plain"), (34, "deep"), (50, "deep"), (50, "plain")])
 @pytest.mark.parametrize("size", [(33, 41), (30, 47)])

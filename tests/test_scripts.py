@@ -26,7 +26,7 @@ def test_six_scripts(tiny, script):
         keys = (
             f"TRAIN.save_path {model} TEST.model_path {model}/train_epoch_1.pth TEST.save_folder {tiny.out}/{run}/out"
         )
-        return ["--config", tiny.path, *keys.split()]
+        return ["--config", tiny.path, *keys.split(), "TRAIN.evaluate", "True", "TRAIN.pictures", "1"]
 
     distill = ["DISTILL.teacher_path", f"{tiny.out}/t/model/train_epoch_1.pth"]
     distill += ["TEST.compare.teacher", f"{tiny.out}/t/out/metrics.json"]
@@ -68,10 +68,9 @@ def check_results(folder, out):
 
 
 def test_training_learns(tiny, script):
-    options = (
-        "TRAIN.epochs 20 TRAIN.batch_size 2 TRAIN.base_lr 0.02 TRAIN.head_lr_factor 1.0 TRAIN.save_freq 20".split()
-    )
-    assert script("train_18.py", "--config", tiny.path, *options).status == 0
+    options = "TRAIN.epochs 60 TRAIN.base_lr 0.1 TRAIN.head_lr_factor 1.0 TRAIN.dropout 0 TRAIN.save_freq 60"
+    options += " TRAIN.evaluate True"
+    assert script("train_18.py", "--config", tiny.path, *options.split()).status == 0
     history = lines(tiny.out / "model")
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     assert history[-1]["val_mIoU"] > 0.5
@@ -240,4 +239,4 @@ def test_shapes_are_a_function_of_the_seed(tmp_path):
 def test_cuda_is_picked_in_one_place():
     sources = [p for p in ROOT.rglob("*.py") if ".venv" not in p.parts and "tests" not in p.parts]
     assert not [p for p in sources if ".cuda()" in p.read_text()]
-    assert [p.name for p in sources if "torch.device(" in p.read_text()] == ["run.py"]
+    assert [p.name for p in sources if "torch.device(" in p.read_text()] == ["distributed.py"]

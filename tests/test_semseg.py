@@ -12,6 +12,7 @@ from PIL import Image
 from model.pspnet import PSPNet
 from util import checkpoint, config
 
+pytestmark = pytest.mark.full_width
 DATA = ROOT / "tests" / "data" / "semseg"
 
 
@@ -38,7 +39,7 @@ def images(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("layers", [18, 50])
+@pytest.mark.parametrize("layers", [18, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scales", ["single", "multi"])
 def test_labels_and_scores(images, tmp_path, script, layers, scales):
     torch.save({"epoch": 50, "state_dict": reference_state(layers)}, tmp_path / "theirs.pth")

@@ -45,7 +45,7 @@ def test_mistakes_in_schedules(keys, words):
 
 def test_patience_ends_the_run_and_stays_ended(tiny, script, caplog):
     # a learning rate at which nothing changes: the first epoch stays the best
-    options = "TRAIN.epochs 9 TRAIN.patience 2 TRAIN.base_lr 1e-30 TRAIN.pictures 0".split()
+    options = "TRAIN.epochs 9 TRAIN.patience 2 TRAIN.base_lr 1e-30 TRAIN.evaluate True".split()
     with caplog.at_level("INFO"):
         assert script("train_18.py", "--config", tiny.path, *options).status == 0
     assert "best.pth" in caplog.text and "TRAIN.patience" in caplog.text
@@ -71,7 +71,7 @@ def test_overfitting_is_told_once():
 
 
 def test_gap_is_logged(tiny, script):
-    assert script("train_18.py", "--config", tiny.path, "TRAIN.pictures", "0").status == 0
+    assert script("train_18.py", "--config", tiny.path, "TRAIN.evaluate", "True").status == 0
     (line,) = lines(tiny.out / "model")
     assert line["gap"] == pytest.approx(line["train_mIoU"] - line["val_mIoU"])
 
