@@ -45,7 +45,9 @@ def images(normalized: bool):
         yield (normal if normalized else rgb), expected(normal)
 
 
-@pytest.mark.parametrize("options", [["--int8", "--calibrate", "2"], ["--normalize"]])
+@pytest.mark.parametrize(
+    "options", [pytest.param(["--int8", "--calibrate", "2"], marks=pytest.mark.full_width), ["--normalize"]]
+)
 def test_onnx(export, tiny, script, options):
     """One file, four sizes, of which some have feature maps that 2, 3 and 6 do not divide."""
     ort = pytest.importorskip("onnxruntime", reason="requirements-export.txt is not installed")

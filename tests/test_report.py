@@ -7,7 +7,10 @@ from conftest import CLASSES, python
 from PIL import Image
 
 FIXED, BROKEN, STRIPE, BOTH = [0, 114, 178], [213, 94, 0], [122, 51, 0], [154, 161, 171]
-pytestmark = pytest.mark.skipif(not browser.find(), reason=f"no browser: {', '.join(browser.NAMES)}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not browser.find(), reason=f"no browser: {', '.join(browser.NAMES)}"),
+]
 
 
 @pytest.fixture(scope="module")
