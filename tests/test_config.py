@@ -25,8 +25,8 @@ def test_shipped_configs_load(path):
         assert cfg.train.model_dump(exclude=same) == student.train.model_dump(exclude=same)
 
 
-def test_there_are_nine():
-    assert len(SHIPPED) == 9
+def test_there_are_twelve():
+    assert len(SHIPPED) == 12
 
 
 def test_overrides(tiny):
