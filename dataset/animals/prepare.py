@@ -2,11 +2,12 @@
 
     python dataset/animals/prepare.py dataset/voc2012
 
-The folder holds image/NAME.jpg and label/NAME.png with VOC's 21 classes, as dataset/voc2012/prepare.py leaves them;
-the size is kept: official images have a longer side of 500, a copy made smaller is taken as it is. split/ holds the
-names of the images, each with an animal in it. Links image/ and writes label/ (palette PNGs of the seven classes; the
-other classes become 255, void) and list/: train_aug.txt (3,131 images), train.txt (the 437 of them in VOC's own
-train), unlabelled.txt (the 2,694 others, without labels) and val.txt (445).
+The folder holds image/NAME.jpg and label/NAME.png with VOC's 21 classes, as
+dataset/voc2012/prepare.py leaves them; the size is kept: official images have a longer side of 500,
+a copy made smaller is taken as it is. split/ holds the names of the images, each with an animal in
+it. Links image/ and writes label/ (palette PNGs of the seven classes; the other classes become 255,
+void) and list/: train_aug.txt (3,131 images), train.txt (the 437 of them in VOC's own train),
+unlabelled.txt (the 2,694 others, without labels) and val.txt (445).
 """
 
 import argparse
