@@ -1,8 +1,9 @@
-"""The recorded runs as tables: python benchmark/evidence.py rewrites those of RESULTS.md and of README.md.
+"""Rewrite the tables of RESULTS.md and README.md: python benchmark/evidence.py
 
-An interval in a table is over seeds: mean +- t * s / sqrt(n) of the differences paired by seed, with Student's t for
-n - 1 degrees of freedom at 95 %. It asks whether a new seed would show the same, and each row stands for itself. The
-percentile interval over val images (what other images would give to these very networks) goes to the JSON beside it.
+An interval in a table is over seeds: mean +- t * s / sqrt(n) of the differences paired by seed,
+with Student's t for n - 1 degrees of freedom at 95 %. It asks whether a new seed would show the
+same, and each row stands for itself. The percentile interval over val images (what other images
+would give to these very networks) goes to the JSON beside it.
 """
 
 import functools
@@ -61,10 +62,10 @@ def seed_interval(values: Sequence[float]) -> list[float] | None:
 
 
 def draws_of(dataset: str, pixels: Mapping[str, NDArray[np.int32]]) -> Draws:
-    """draws(method, seed) -> mIoU in each of RESAMPLES draws of the val images, or None without pixel counts.
+    """draws(method, seed) -> mIoU in each of RESAMPLES draws of the val images, or None.
 
-    pixels: "METHOD SEED" -> (images, 3 kinds, classes), see tool/report/runs.py. All runs of a seed have the same
-    draws; where seeds share their images (CamVid) they share the draws.
+    pixels: "METHOD SEED" -> (images, 3 kinds, classes), see tool/report/runs.py. All runs of a seed
+    have the same draws; where seeds share their images (CamVid) they share the draws.
     """
 
     @functools.cache
@@ -92,8 +93,9 @@ def difference(score: Scores, method: str, other: str, seeds: Iterable[int], dra
 
 
 def summarise(entries: Sequence[Mapping[str, Any]], draws: Draws | None = None) -> dict[str, dict[str, Any]]:
-    """For each method: epochs, mean and standard deviation over seeds; for a student also its gain over the student
-    alone of as many epochs and labels, and the share of the gap to the teacher that it closes."""
+    """For each method: epochs, mean and standard deviation over seeds; for a student also its gain
+    over the student alone of as many epochs and labels, and the share of the gap to the teacher
+    that it closes."""
     score = {(entry["method"], entry["seed"]): entry["mIoU"] for entry in entries}
     summary: dict[str, dict[str, Any]] = {}
     for method in dict.fromkeys(entry["method"] for entry in entries):
@@ -135,7 +137,7 @@ def _lead(score: Scores, teacher: str, student: str, seed: int) -> float | None:
 
 
 def analyse(dataset: str, content: Mapping[str, Any], draws: Draws | None = None) -> dict[str, Any]:
-    """The record with each group's rows and its contrasts ("NAME contrasts"); without `draws` no image intervals."""
+    """The record with each group's rows and contrasts; intervals over images need `draws`."""
     found = dict(content)
     for name, (seeds, pairs) in GROUPS.items():
         entries = [entry for entry in content["runs"] if entry["seed"] in seeds[dataset]]

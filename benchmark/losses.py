@@ -3,7 +3,8 @@
     python benchmark/losses.py [--crop 473] [--batch 2] [--classes 21] [--repeats 5] [--json FILE]
                                [--recipes kl,fitnet,...]
 
-A step for each file of config/camvid/distill, on the networks of train_50_18.py, measured as in step.py.
+A step for each file of config/camvid/distill, on the networks of train_50_18.py, measured as in
+step.py.
 """
 
 import sys
@@ -15,8 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmark import measure, step, step_variants  # noqa: E402
 from util.run import errors_in_one_line  # noqa: E402
 
-BASE = "kl"
-
 
 def main() -> None:
     parser = measure.parser(__doc__, crop=473, batch=2, classes=21, repeats=5)
@@ -24,11 +23,8 @@ def main() -> None:
     parser.add_argument("--recipes", default=recipes, help="default: all of config/camvid/distill")
     options = parser.parse_args()
     with errors_in_one_line(), tempfile.TemporaryDirectory() as folder:
-        found = step.compare("distillation", [BASE, *options.recipes.split(",")], options, Path(folder))
-        for name, row in found["ways"].items():
-            more = row["peak_MiB"] - found["ways"][BASE]["peak_MiB"]
-            print(f"{name:14}{row['seconds']:8.3f} s{row['ratio']:7.2f}x {BASE}{row['peak_MiB']:8} MiB ({more:+})")
-        measure.report(options, found)
+        names = ["kl", *options.recipes.split(",")]
+        measure.report(options, step.compare("distillation", names, options, Path(folder)))
 
 
 if __name__ == "__main__":

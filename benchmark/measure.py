@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmark import tables
 from util import distributed
 from util.errors import UserError
 
@@ -31,10 +32,10 @@ def timed(work: Work) -> float:
 
 
 def time_alternately(ways: Mapping[str, Work], repeats: int, reference: Work | None = None) -> dict[str, list[float]]:
-    """Seconds of each call, in the order A B A B; after each, `reference` is timed into the list "reference".
+    """Seconds of each call, in the order A B A B; after each, `reference` is timed, too.
 
-    The first round warms up and is left out. Every timed call follows an untimed one of the same way, since the
-    memory allocator and the caches remember what ran before.
+    The first round warms up and is left out. Every timed call follows an untimed one of the same
+    way, since the memory allocator and the caches remember what ran before.
     """
     times: dict[str, list[float]] = {name: [] for name in (*ways, *(["reference"] if reference else []))}
     for turn in range(repeats + 1):
@@ -47,7 +48,7 @@ def time_alternately(ways: Mapping[str, Work], repeats: int, reference: Work | N
 
 
 def summary(times: Mapping[str, list[float]], base: str) -> dict[str, dict[str, float]]:
-    """Of each way the median seconds, the extremes, and the median over the rounds of its ratio to `base`."""
+    """Each way's median seconds, extremes, and median over the rounds of its ratio to `base`."""
     return {
         name: {
             "seconds": statistics.median(values),
@@ -76,7 +77,7 @@ def convolution_throughput(dtype: torch.dtype) -> tuple[Work, float]:
 
 
 def peak() -> int:
-    """Most MiB that this process has held: on a GPU in tensors, else resident (Linux; ru_maxrss counts the parent)."""
+    """Most MiB that this process held: on a GPU in tensors, else resident (Linux)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() >> 20
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -84,7 +85,7 @@ def peak() -> int:
 
 
 def peak_of(script: str, options: argparse.Namespace, *more: object) -> int:
-    """What `script --only` prints for these sizes, in a process of its own, which holds nothing else."""
+    """What `script --only` prints for these sizes in a process that holds nothing else."""
     sizes = [part for key in ("crop", "batch", "classes") for part in (f"--{key}", getattr(options, key))]
     words = [sys.executable, *map(str, (script, *sizes, *more))]
     result = subprocess.run(words, capture_output=True, text=True)
@@ -122,10 +123,11 @@ def parser(description: str, **numbers: int) -> argparse.ArgumentParser:
     return made
 
 
-def report(arguments: argparse.Namespace, results: Any) -> None:
-    """Write machine, arguments and results to --json, if it was given."""
+def report(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Print the table of `results`; write them with machine and arguments to --json, if given."""
+    given = {k: v for k, v in vars(arguments).items() if k != "json"}
+    found = {"machine": machine(), "arguments": given, "results": results}
+    print(tables.speed(Path(sys.argv[0]).stem, found), flush=True)
     if arguments.json:
-        given = {k: v for k, v in vars(arguments).items() if k != "json" and not isinstance(v, Path)}
-        text = json.dumps({"machine": machine(), "arguments": given, "results": results}, indent=1)
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n")
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -67,8 +67,8 @@ def distilled(method: str, seed: int, script: str = DISTILL, overrides: Override
 
 
 def tasks(dataset: str, equal_time: int, epochs: Mapping[str, int]) -> Iterator[Task]:
-    """Seed by seed. equal_time: epochs of the student alone that take as long as the default recipe; epochs: of each
-    run's config."""
+    """Seed by seed. equal_time: epochs of the student alone that take as long as the default
+    recipe; epochs: of each run's config."""
     for seed in SEEDS[dataset]:
         yield from three_networks(dataset, seed)
         yield Task(EQUAL_TIME, seed, "train_18.py", "pspnet18", epochs=equal_time)
@@ -116,7 +116,7 @@ def long_schedules(dataset: str, seed: int, teacher_epochs: int | None = None) -
 
 
 def few_labels(dataset: str, seed: int, labels: int, epochs: Mapping[str, int]) -> Iterator[Task]:
-    """The three networks on the first `labels` images, in as many steps as on all; epochs: of each run's config."""
+    """The three networks on the first `labels` images, in as many steps; epochs: of the configs."""
     times = SHAPES_LABELS // labels
     names = {name: f"{name}, {labels} labels" for name in ("teacher", "student", "default")}
     common = {"labels": labels, "student": names["student"], "teacher": names["teacher"]}
@@ -127,8 +127,8 @@ def few_labels(dataset: str, seed: int, labels: int, epochs: Mapping[str, int]) 
 
 
 def unlabelled(dataset: str, seed: int, epochs: Mapping[str, int]) -> Iterator[Task]:
-    """`kl + aux_mse` with 100 labels for 1, 2 and 4 times the steps, and with the other images unlabelled beside
-    them; a batch then has as many unlabelled images as labelled ones."""
+    """`kl + aux_mse` with 100 labels for 1, 2 and 4 times the steps, and with the other images
+    unlabelled beside them; a batch then has as many unlabelled images as labelled ones."""
     *alone, default = few_labels(dataset, seed, LABELS[0], epochs)
     yield from alone
     for times in (1, 2, 4):

@@ -1,4 +1,4 @@
-"""The record of runs in benchmark/results: scores, pixel counts, and the settings that tell one run from another."""
+"""The recorded runs in benchmark/results: scores, pixel counts, and the settings they are for."""
 
 import contextlib
 import fcntl
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from util import config, files
 from util.errors import UserError
 
-# Keys that cannot change a score: where files lie, how they are loaded, and what is logged or saved on the way.
+# Keys that cannot change a score: where files lie, how they are loaded, what is logged or saved.
 WITHOUT_EFFECT = {
     "DATA": {"data_root", "train_list", "val_list", "unlabelled_list", "names_path", "colors_path"},
     "TRAIN": {"workers", "batch_size_val", "print_freq", "save_freq", "keep", "save_path", "resume", "evaluate"}
@@ -64,7 +64,7 @@ def defaults(model: type[BaseModel], prefix: str = "") -> Settings:
 
 
 def without_defaults(settings: Settings) -> Settings:
-    """The settings that are not the default: a key that is added later, with a default, changes none of them."""
+    """The settings other than the default, so that a key added later changes none of them."""
     known = defaults(config.Config)
     return {key: value for key, value in settings.items() if value != known.get(key.removeprefix(TEACHER))}
 
@@ -96,7 +96,7 @@ class RunRecord:
         return next((e for e in self.content["runs"] if (e["method"], e["seed"]) == (method, seed)), None)
 
     def mismatches(self, planned: Mapping[tuple[str, int], Settings]) -> Iterator[tuple[dict[str, Any], str]]:
-        """Each recorded run whose settings are not the planned ones of its method and seed, and why."""
+        """Each recorded run whose settings are not the planned ones, and what differs."""
         for entry in self.content["runs"]:
             settings = planned.get((entry["method"], entry["seed"]))
             if settings is None:

@@ -1,13 +1,15 @@
-"""Train and test every method on every seed (plan.py), and record the scores that the tables are made of.
+"""Train and test every method on every seed (plan.py), and record the scores.
 
     python benchmark/results.py camvid --data-root FOLDER [--out exp/results/camvid]
     python benchmark/results.py shapes [--out exp/results/shapes] [--seeds 10,11] [--jobs 8]
 
-Scores go to benchmark/results/DATASET.json, pixel counts of each image to DATASET.npz. What is recorded there is not
-run again, on any machine; what was stopped goes on. A recorded run whose settings are no longer the plan's is named
-and kept; --drop takes it out, so that it runs anew. benchmark/evidence.py makes the tables.
+Scores go to benchmark/results/DATASET.json, pixel counts of each image to DATASET.npz. What is
+recorded there is not run again, on any machine; what was stopped goes on. A recorded run whose
+settings are no longer the plan's is named and kept; --drop takes it out, so that it runs anew.
+benchmark/evidence.py makes the tables.
 
-The teacher's outputs are cached (DISTILL.cache), so the first distillation of a seed takes longer than the others.
+The teacher's outputs are cached (DISTILL.cache), so the first distillation of a seed takes longer
+than the others.
 """
 
 import argparse
@@ -36,7 +38,7 @@ FOLDER = ROOT / "benchmark" / "results"
 
 
 class Experiments:
-    """The runs of one dataset under the folder `out`; pace: the recorded seconds of a step, for equal time."""
+    """The runs of one dataset under the folder `out`; pace: the recorded seconds of a step."""
 
     def __init__(self, dataset: str, out: Path, pace: dict[str, Any], data_root: str | None = None):
         self.dataset, self.out, self.data_root = dataset, out.resolve(), data_root
@@ -74,7 +76,8 @@ class Experiments:
         return pipeline.Run(task.script, test, file, keys | dict(task.overrides))
 
     def settings(self, task: Task) -> Settings:
-        """All that decides the score: script, number of labels, the keys' values (flat), the teacher's settings."""
+        """All that decides the score: script, number of labels, keys, and the teacher's
+        settings."""
         teacher = self.settings(self.teacher(task)) if task.run == "pspnet50_18" else {}
         own = {"script": task.script, "labels": task.labels, **settings_of(self.run(task).load())}
         return own | {TEACHER + key: value for key, value in teacher.items()}
@@ -113,7 +116,7 @@ def entry_of(experiments: Experiments, task: Task) -> tuple[dict[str, Any], np.n
 
 
 def perform(experiments: Experiments, record: RunRecord, tasks: Sequence[Task], jobs: int) -> None:
-    """Up to `jobs` processes at a time, teachers first. A failure lets what runs end, and starts nothing more."""
+    """Up to `jobs` processes at a time, teachers first. After a failure no more are started."""
     teachers = [experiments.teacher(task) for task in tasks if task.run == "pspnet50_18"]
     first = {(task.method, task.seed): task for task in (*teachers, *tasks) if task.run == "pspnet50"}
     if jobs > 1:

@@ -1,4 +1,4 @@
-"""Seconds and memory of a training step of teacher, student and distillation, beside plainer ways of the same work.
+"""Seconds and memory of a step of teacher, student and distillation, beside plainer ways.
 
     python benchmark/step.py [--crop 473] [--batch 2] [--classes 21] [--repeats 5] [--json FILE]
                              [--ways fp32,plain,compile] [--kinds teacher,student,distillation]
@@ -8,9 +8,9 @@
 - plain: PyTorch as one would write it first: float32, contiguous, cross entropy at full size
 - compile: ours with TRAIN.compile, after a minute or two of compiling
 
-The ways alternate in one process (A B A B); medians and ratios are printed. The share is of the throughput of a 3x3
-convolution of 256 channels in the same precision, timed after each step; it counts the step's convolutions only. Peak
-memory is that of a fresh process for each way.
+The ways alternate in one process (A B A B); medians and ratios are printed. The share is of the
+throughput of a 3x3 convolution of 256 channels in the same precision, timed after each step; it
+counts the step's convolutions only. Peak memory is that of a fresh process for each way.
 """
 
 import json
@@ -30,7 +30,7 @@ from util.run import errors_in_one_line  # noqa: E402
 
 
 def compare(kind: str, names: list[str], options: Namespace, folder: Path) -> dict:
-    """Seconds, ratio to the first, share of the convolution's throughput and peak MiB of each way of a step."""
+    """Each way's seconds, ratio to the first, share of the convolution's throughput, peak MiB."""
     with FlopCounterMode(display=False) as counter:
         step_variants.plain_step(kind, options)()
     work = counter.get_total_flops() / 1e9
@@ -60,14 +60,7 @@ def main() -> None:
             return
         results = {}
         for kind in options.kinds.split(","):
-            results[kind] = row = compare(kind, ["ours", *options.ways.split(",")], options, Path(folder))
-            print(f"{kind}: {row['GFLOP']:.0f} GFLOP a step, convolution {row['ceiling']:.0f} GFLOP/s")
-            for name, way in row["ways"].items():
-                print(
-                    f"  {name:10}{way['seconds']:8.3f} s ({way['least']:.3f} to {way['most']:.3f})"
-                    f"{way['ratio']:7.2f}x ours{100 * way['share']:6.0f} % of it{way['peak_MiB']:8} MiB",
-                    flush=True,
-                )
+            results[kind] = compare(kind, ["ours", *options.ways.split(",")], options, Path(folder))
             measure.report(options, results)
 
 

@@ -1,11 +1,11 @@
-"""The training steps that step.py and losses.py time: the scripts' own, and the same work written plainly."""
+"""The steps that step.py and losses.py time: the scripts' own, and the same work written
+plainly."""
 
 import argparse
 import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from unittest import mock
 
 import torch
@@ -42,10 +42,8 @@ def load(script: str, keys: Mapping[str, object]) -> config.Config:
     return config.load(ROOT / f"config/voc2012/voc2012_pspnet{script}.yaml", pairs)
 
 
-def script_step(
-    kind: str, size: argparse.Namespace, folder: Path, more: Mapping[str, object] = MappingProxyType({})
-) -> Work:
-    """A step of the training loop with the network and losses of the project's own script; more: config keys."""
+def script_step(kind: str, size: argparse.Namespace, folder: Path, more: Mapping[str, object]) -> Work:
+    """A step of the training loop with the script's network and losses; more: config keys."""
     keys = {"DATA.classes": size.classes, "TRAIN.pretrained": "none", "TRAIN.batch_size": size.batch}
     keys |= {"TRAIN.train_h": size.crop, "TRAIN.train_w": size.crop}
     if kind == "distillation":
@@ -64,7 +62,7 @@ def script_step(
 
 
 def plain_step(kind: str, size: argparse.Namespace) -> Work:
-    """The same work without any of the measures for speed: float32, contiguous, cross entropy at full size."""
+    """The same work in float32, contiguous, with cross entropy at full size."""
     torch.manual_seed(0)
     net = PSPNet(50 if kind == "teacher" else 18, size.classes).to(distributed.device()).train()
     teacher = PSPNet(50, size.classes).to(distributed.device()).eval() if kind == "distillation" else None
@@ -100,7 +98,8 @@ def recipe(name: str) -> dict[str, object]:
 
 
 def make(way: str, kind: str, size: argparse.Namespace, folder: Path) -> Work:
-    """A step of `kind`; way: plain, one of WAYS, or the name of a recipe. Raises UserError for another."""
+    """A step of `kind`; way: plain, one of WAYS, or a recipe's name. Raises UserError for
+    others."""
     if way == "plain":
         return plain_step(kind, size)
     if way not in {*WAYS, *RECIPES}:

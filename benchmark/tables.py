@@ -1,4 +1,4 @@
-"""Markdown tables: of the accuracy, which evidence.py puts into RESULTS.md and README.md, and of the speed.
+"""Markdown tables of accuracy (evidence.py puts them into RESULTS.md and README.md) and speed.
 
 python benchmark/tables.py benchmark/results/step-*.json benchmark/results/losses-*.json
 """
@@ -100,7 +100,7 @@ def headline(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def rewrite(text: str, found: Mapping[str, Mapping[str, Any]]) -> str:
-    """`text` with each table of the analysed records between `<!-- DATASET NAME -->` and `<!-- end -->`."""
+    """`text` with each table made anew between `<!-- DATASET NAME -->` and `<!-- end -->`."""
     made = {"headline": headline(found)}
     for dataset, content in found.items():
         made[f"{dataset} main"] = scores(content["summary"], MAIN)
@@ -116,16 +116,15 @@ def rewrite(text: str, found: Mapping[str, Mapping[str, Any]]) -> str:
     return re.sub(r"<!-- ((?!end)[\w ]+) -->\n.*?<!-- end -->", replaced, text, flags=re.DOTALL)
 
 
-def speed(path: Path) -> str:
-    """The table of what step.py, losses.py or testing.py wrote, with the machine and the arguments."""
-    found = json.loads(path.read_text())
+def speed(title: str, found: Mapping[str, Any]) -> str:
+    """The table of what a speed benchmark found, with the machine and the arguments."""
     groups = {"": found["results"]} if "ways" in found["results"] else found["results"]
     rows = [(group, way, row) for group, ways in groups.items() for way, row in ways["ways"].items()]
     keys = list(rows[0][2])
     cells = [[group, way, *(f"{row[key]:.4g}" for key in keys)] for group, way, row in rows]
     notes = (" ".join(f"{k}={v}" for k, v in found[part].items()) for part in ("machine", "arguments"))
-    return "\n\n".join([f"### {path.stem}", *notes, table(["", "", *keys], cells)]) + "\n"
+    return "\n\n".join([f"### {title}", *notes, table(["", "", *keys], cells)]) + "\n"
 
 
 if __name__ == "__main__":
-    print("\n".join(speed(Path(path)) for path in sys.argv[1:]))
+    print("\n".join(speed(path.stem, json.loads(path.read_text())) for path in map(Path, sys.argv[1:])))

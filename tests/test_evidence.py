@@ -1,4 +1,4 @@
-"""benchmark/results.py, plan.py, record.py, evidence.py: what is run, what counts as recorded, what the tables say."""
+"""What results.py runs, what counts as recorded, and what evidence.py's tables say."""
 
 import json
 import subprocess
@@ -61,7 +61,7 @@ def test_few_labels_have_their_own_teacher_and_as_many_steps(tmp_path):
 
 
 def test_unlabelled_images_are_those_without_labels(tmp_path, monkeypatch):
-    """Only the runs that take them have their list; it holds the lines that the labelled list leaves out."""
+    """Only the runs that take them have their list: the lines that the labelled list leaves out."""
     made = experiments("shapes", tmp_path)
     lists = made.out / "seed_0/data/list"
     lists.mkdir(parents=True)
@@ -218,7 +218,7 @@ def scored(method, values, seeds=(0, 1, 2), student="student", teacher="teacher"
 
 
 def test_an_interval_is_students_t_over_the_seeds():
-    """4.3027 is the 97.5 % quantile of t with 2 degrees of freedom; the gains are 1, 2 and 3 points."""
+    """4.3027 is t's 97.5 % quantile with 2 degrees of freedom; the gains are 1, 2 and 3 points."""
     entries = scored("student", [0.5, 0.4, 0.3]) + scored("default", [0.51, 0.42, 0.33]) + scored("teacher", [0.6], [0])
     row = evidence.summarise(entries)["default"]
     half = 4.302653 * 0.01 / 3**0.5
@@ -237,7 +237,7 @@ def test_methods_are_compared_on_the_seeds_that_both_have():
 
 
 def test_the_interval_over_images_is_of_the_paired_draws(monkeypatch):
-    """Two networks with the same maps differ by nothing in any draw; without pixel counts there is no interval."""
+    """Two networks with the same maps differ by nothing in any draw; None without pixel counts."""
     monkeypatch.setattr(evidence, "RESAMPLES", 50)
     rng = np.random.default_rng(0)
     counts = rng.integers(1, 9, (6, 3, 4)) + np.array([0, 9, 9])[:, None]
@@ -278,7 +278,6 @@ def test_the_tables_notice_a_changed_score(analysed):
     assert tables.rewrite(text, changed) != text
 
 
-@pytest.mark.slow
 def test_the_intervals_over_images_are_what_was_recorded(analysed):
     kept = record.RunRecord(ROOT / "benchmark" / "results" / "camvid")
     draws = evidence.draws_of("camvid", kept.pixels)

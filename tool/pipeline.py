@@ -1,11 +1,12 @@
-"""The six scripts in order, for one dataset and one seed, then a picture of the predictions and the report.
+"""The six scripts in order, for one dataset and seed, then a picture and the report.
 
     python tool/pipeline.py --dataset shapes --seed 0 [--out exp/shapes] [SECTION.key VALUE ...]
 
-Started again it goes on where it was stopped; what is already trained and tested with the same settings is skipped.
-Overrides go to all six scripts, those of DISTILL to the distilled student's alone. Seed 0 writes to exp/DATASET, where
-the config files say; another seed to exp/DATASET/seed_N. For shapes the seed also draws the scenes: those of seed 0
-lie in dataset/shapes, others beside their runs.
+Started again it goes on where it was stopped; what is already trained and tested with the same
+settings is skipped. Overrides go to all six scripts, those of DISTILL to the distilled student's
+alone. Seed 0 writes to exp/DATASET, where the config files say; another seed to exp/DATASET/seed_N.
+For shapes the seed also draws the scenes: those of seed 0 lie in dataset/shapes, others beside
+their runs.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ Overrides = dict[str, Any]
 
 
 class Run(NamedTuple):
-    """One network: a script that trains it, one that tests it, and the config file and overrides of both."""
+    """One network: the scripts that train and test it, their config file and overrides."""
 
     train: str
     test: str
@@ -45,9 +46,10 @@ class Run(NamedTuple):
         return config.load(ROOT / self.config, self.arguments[2:])
 
     def perform(self) -> None:
-        """Train and test, unless the result of the same settings, and of the same teacher's file, is there.
+        """Train and test, unless the result of the same settings and teacher's file is there.
 
-        After an interruption the training resumes from its checkpoints, and refuses settings other than theirs.
+        After an interruption the training resumes from its checkpoints, and refuses settings other
+        than theirs.
         """
         cfg = self.load()
         teacher = ROOT / cfg.distill.teacher_path if cfg.distill else None
@@ -82,7 +84,7 @@ def generated(data: Path, train_list: str = "train.txt") -> Overrides:
 
 
 def three_runs(dataset: str, seed: int, out: Path, data: Path | None, given: list[str]) -> dict[str, Run]:
-    """Teacher, student and distilled student, by their scripts' names; `given` is the command line's overrides.
+    """Teacher, student and distilled student by their scripts' names; given: overrides.
 
     Raises UserError for a mistake in any of them.
     """
