@@ -1,10 +1,11 @@
-"""Distil with the losses that asaander719/PSPNet-knowledge-distillation ran (model/kdnet.py there), to compare with.
+"""Distil with the losses of asaander719/PSPNet-knowledge-distillation (model/kdnet.py there).
 
     total = 0.25 * CE(s, y) + 0.75 * 19 T^2 * mean over pixels and classes of p_t log(p_t / p_s)
           + SmoothL1(aux_s, teacher's final output),   T = 1.9
 
-Everything at the image's full size, void included in all but CE; no cross entropy of the auxiliary output. Network,
-data, augmentation and schedule are this project's, so that only the losses differ. Arguments as train_50_18.py.
+Everything at the image's full size, void included in all but CE; no cross entropy of the auxiliary
+output. Network, data, augmentation and schedule are this project's, so that only the losses differ.
+Arguments as train_50_18.py.
 """
 
 import sys
@@ -15,10 +16,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model.loss import cross_entropy, to_float32  # noqa: E402
-from util import (
-    network,  # noqa: E402
-    run,  # noqa: E402
-)
+from util import network, run  # noqa: E402
 from util.train import engine, teacher  # noqa: E402
 
 TEMPERATURE, ALPHA, CITYSCAPES_CLASSES = 1.9, 0.25, 19
