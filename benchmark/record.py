@@ -15,10 +15,10 @@ from util.errors import UserError
 
 # Keys that cannot change a score: where files lie, how they are loaded, what is logged or saved.
 WITHOUT_EFFECT = {
-    "DATA": {"data_root", "train_list", "val_list", "unlabelled_list", "names_path", "colors_path"},
+    "DATA": {"data_root", "train_list", "val_list", "unlabelled_list", "names_path", "colors_path"} | {"video_block"},
     "TRAIN": {"workers", "batch_size_val", "print_freq", "save_freq", "keep", "save_path", "resume", "evaluate"}
     | {"gradient_shares", "pictures"},
-    "DISTILL": {"teacher_path", "check_images", "cache"},
+    "DISTILL": {"teacher_path", "teacher_config", "check_images", "cache"},
     "TEST": {
         "test_list",
         "split",

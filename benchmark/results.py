@@ -59,8 +59,8 @@ class Experiments:
 
     def run(self, task: Task) -> pipeline.Run:
         data = self.out / f"seed_{task.seed}" / "data"
-        keys = pipeline.paths(self.folder(task), task.epochs)
-        keys |= {"TRAIN.manual_seed": task.seed, "TRAIN.epochs": task.epochs, "TRAIN.pictures": 0}
+        keys = {"TRAIN.save_path": self.folder(task) / "model", "TRAIN.manual_seed": task.seed}
+        keys |= {"TRAIN.epochs": task.epochs, "TRAIN.pictures": 0}
         keys |= {"TRAIN.save_freq": 5, "TRAIN.keep": 1, "TRAIN.evaluate": False}  # val scores the last checkpoint only
         if self.dataset == "shapes":
             keys |= pipeline.generated(data, f"train{task.labels or ''}.txt")
@@ -69,8 +69,7 @@ class Experiments:
         if plan.PER_BATCH in task.overrides:
             keys["DATA.unlabelled_list"] = data / f"list/unlabelled{task.labels}.txt"
         if task.run == "pspnet50_18":
-            teacher = self.teacher(task)
-            checkpoint = pipeline.paths(self.folder(teacher), teacher.epochs)["TEST.model_path"]
+            checkpoint = self.run(self.teacher(task)).load().test.model_path
             keys |= {"DISTILL.teacher_path": checkpoint, "DISTILL.check_images": 0, "DISTILL.cache": self.out / "cache"}
         test, file = f"test_{task.run.removeprefix('pspnet')}.py", pipeline.config_file(self.dataset, task.run)
         return pipeline.Run(task.script, test, file, keys | dict(task.overrides))

@@ -17,10 +17,10 @@ from model.distill.logits import kl
 from model.labels import Labels, sample_labels
 from model.pspnet import PSPNet
 from util import config, distributed
+from util.data.batch import ToDevice
 from util.errors import UserError
 from util.train import engine
-from util.train.schedule import Weights
-from util.train.step import Stepper, optimizer
+from util.train.step import Stepper, Weights, build_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"teacher": "50", "student": "18", "distillation": "50_18"}
@@ -55,10 +55,12 @@ def script_step(kind: str, size: argparse.Namespace, folder: Path, more: Mapping
         importlib.import_module(f"train_{SCRIPTS[kind]}").main(cfg)
     _, net, losses, weights, *_ = fit.call_args.args
     net.to(distributed.device(), memory_format=torch.channels_last)
-    weights = Weights(weights, {}, cfg.train.epochs)
-    stepper = Stepper(cfg, net, optimizer(cfg, net), losses, weights, seed=0, per_epoch=1 << 10)
+    weights, optimizer = Weights(weights, {}, cfg.train.epochs), build_optimizer(cfg.train, net)
+    stepper = Stepper(cfg.train, net, optimizer, losses, weights, 1 << 10, size.classes)
+    stepper.model.train()
+    to_device = ToDevice(cfg.data, cfg.train, "labelled", {1, 2, cfg.train.zoom_factor}, distributed.device())
     raw = (*batch(size), None)
-    return lambda: stepper.step(raw, 1)
+    return lambda: stepper.step(to_device(raw), 1, dropout_seed=0)
 
 
 def plain_step(kind: str, size: argparse.Namespace) -> Work:

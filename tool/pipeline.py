@@ -70,13 +70,6 @@ def config_file(dataset: str, run: str) -> str:
     return f"config/{dataset}/{dataset}_{run}.yaml"
 
 
-def paths(folder: Path, epochs: int) -> Overrides:
-    """The keys that put what a run writes under `folder`."""
-    model = folder / "model"
-    test = {"TEST.model_path": model / f"train_epoch_{epochs}.pth", "TEST.save_folder": folder / "result"}
-    return {"TRAIN.save_path": model, **test}
-
-
 def generated(data: Path, train_list: str = "train.txt") -> Overrides:
     """The keys that name the generated dataset in `data`."""
     lists = {"DATA.train_list": data / "list" / train_list, "DATA.val_list": data / "list/val.txt"}
@@ -95,11 +88,11 @@ def three_runs(dataset: str, seed: int, out: Path, data: Path | None, given: lis
     runs: dict[str, Run] = {}
     for depth, name in CONFIGS.items():
         run = Run(f"train_{depth}.py", f"test_{depth}.py", config_file(dataset, name), common | plain)
-        own = paths(out / name, run.load().train.epochs)
+        own: Overrides = {"TRAIN.save_path": out / name / "model"}
         if depth == "50_18":
-            own["DISTILL.teacher_path"] = runs["50"].overrides["TEST.model_path"]
+            own["DISTILL.teacher_path"] = runs["50"].load().test.model_path
             for role, of in (("teacher", "50"), ("student", "18")):
-                own[f"TEST.compare.{role}"] = Path(runs[of].overrides["TEST.save_folder"], "metrics.json")
+                own[f"TEST.compare.{role}"] = Path(runs[of].load().test.save_folder, "metrics.json")
         runs[depth] = run._replace(overrides=common | own | (keys if depth == "50_18" else plain))
         runs[depth].load()
     return runs

@@ -84,7 +84,7 @@ def mean_iou(net: torch.nn.Module, pairs: list[Pair], cfg: config.Config) -> flo
 
 def int8(content: bytes, copy: runtime.Exported, pairs: list[Pair], cfg: config.Config, images: int, path: Path):
     """Quantise with training images, score both on the test list, write it -> (network, measurements)."""
-    train = read_list(cfg.data.train_list, "DATA.train_list", cfg.data.data_root, allow_outside=cfg.data.allow_outside)
+    train = read_list(cfg.data.train_list, "DATA.train_list", cfg.data.data_root)
     calibration = runtime.pictures(runtime.spread(train, images), cfg, not copy.normalize)
     quantized = runtime.quantize(content, calibration)
     quantised = runtime.Exported(quantized, "onnx", copy.normalize, cfg.data)
