@@ -105,7 +105,8 @@ def test_bad_lists_name_the_line(listing, content, words):
 def test_a_bad_sample_comes_back_as_its_error(tiny, tmp_path):
     """A worker process hands the error over as a value: raised, it would be wrapped in a traceback."""
     (tmp_path / "list.txt").write_text("train0.jpg train1.png\n")
-    data = TrainData(tiny.load("DATA.train_list", str(tmp_path / "list.txt")), 0)
+    cfg = tiny.load("DATA.train_list", str(tmp_path / "list.txt"))
+    data = TrainData(cfg.data, cfg.train, 0)
     assert isinstance(data[0, 0], UserError)
 
 

@@ -121,7 +121,9 @@ def test_end_in_validation(tiny, command, whole, script, monkeypatch, end):
         patch.setattr(
             Stepper,
             "step",
-            lambda self, raw, number, real=Stepper.step: steps.append(number) or real(self, raw, number),
+            lambda self, parts, number, seed, real=Stepper.step: (
+                steps.append(number) or real(self, parts, number, seed)
+            ),
         )
         assert script("train_50_18.py", *command(parts)).status == 0
     assert steps == list(range(4, 12))
@@ -157,7 +159,7 @@ def test_no_whole_checkpoint(tiny, command, script, caplog):
     folder.mkdir()
     (folder / "train_epoch_1.pth").write_bytes(b"PK")
     result = script("train_50_18.py", *command(folder, "TRAIN.epochs", "1"))
-    assert result.status == 2 and "no checkpoint in" in result.err and "set aside" in caplog.text
+    assert result.status == 2 and "no checkpoint in" in result.err and "renamed to" in caplog.text
     assert (folder / "train_epoch_1.pth.corrupt").is_file()
     assert script("train_50_18.py", *command(folder, "TRAIN.epochs", "1")).status == 0
 

@@ -16,7 +16,7 @@ from util import checkpoint, config
 from util.data.decode import read_image
 from util.data.lists import read_colors, read_list, scored_list
 from util.data.loader import TrainData
-from util.train.resume import Progress
+from util.train.resume import resume
 
 
 def each(found):
@@ -76,12 +76,13 @@ def test_what_is_no_file(tmp_path, kind):
         read_image(tmp_path / "a.jpg")
 
 
-def sample_labels(tiny, image, label):
+def crop_of(tiny, image, label):
     """One training crop, as a worker makes it."""
     put(tiny.out / "i.jpg", image)
     put(tiny.out / "l.png", label)
     path = put(tiny.out / "list.txt", "i.jpg l.png\n")
-    made = TrainData(tiny.load("DATA.train_list", str(path), "DATA.data_root", str(tiny.out)), 0)[0, 0]
+    cfg = tiny.load("DATA.train_list", str(path), "DATA.data_root", str(tiny.out))
+    made = TrainData(cfg.data, cfg.train, 0)[0, 0]
     if isinstance(made, Exception):
         raise made
     return made
@@ -90,7 +91,7 @@ def sample_labels(tiny, image, label):
 @each(IMAGES)
 def test_images(tiny, case):
     with outcome(case.expected, str(tiny.out)):
-        image, label, _ = sample_labels(tiny, case.what, GRAY)
+        image, label, _ = crop_of(tiny, case.what, GRAY)
         assert image.shape == (33, 33, 3) and image.dtype == np.uint8 and label.shape == (33, 33)
     if case.name.startswith(("EXIF", "CMYK", "16 bits", "alpha")) and case.name != "16 bits gray":
         shown = read_image(tiny.out / "i.jpg").astype(int)
@@ -100,7 +101,7 @@ def test_images(tiny, case):
 @each(LABELS)
 def test_labels(tiny, case):
     with outcome(case.expected, "l.png"):
-        _, label, _ = sample_labels(tiny, JPEG, case.what)
+        _, label, _ = crop_of(tiny, JPEG, case.what)
         assert set(np.unique(label)) <= {*range(CLASSES), VOID}
 
 
@@ -123,30 +124,32 @@ def test_checkpoints(tmp_path, case):
         assert all(torch.allclose(value, STATE[key], atol=1e-3) for key, value in net.state_dict().items())
 
 
-def progress(tiny):
+def resumed(tiny, *overrides):
+    """What a run of one layer resumes from."""
     net = layer()
-    descent = torch.optim.SGD([{"params": [value]} for value in net.parameters()], 0.1, momentum=0.9)
+    optimizer = torch.optim.SGD([{"params": [value]} for value in net.parameters()], 0.1, momentum=0.9)
     net(torch.ones(1, 30)).sum().backward()
-    descent.step()
-    return Progress(tiny.load(), tiny.out, net, descent, 0)
+    optimizer.step()
+    return resume(tiny.load("TRAIN.save_path", str(tiny.out / "run"), *overrides), net, optimizer)
 
 
 @each(RESUMES)
 def test_checkpoints_to_resume(tiny, case):
-    writer = progress(tiny)
+    (tiny.out / "run").mkdir()
+    writer = resumed(tiny)
     writer.step = 2
-    writer.save("x.pth")
-    path = tiny.out / "x.pth"
-    progress(tiny).load(checkpoint.read(path), path)
+    writer.save("train_epoch_1.pth")
+    path = tiny.out / "run" / "train_epoch_1.pth"
+    assert resumed(tiny).step == 2
     put(path, saved(case.content(checkpoint.read(path))))
-    with outcome("", "x.pth"):
-        progress(tiny).load(checkpoint.read(path), path)
+    with outcome("", path.name):
+        resumed(tiny)
 
 
 @pytest.mark.parametrize(
     ("script_name", "key", "content"),
     [
-        ("train_18.py", "DATA.train_list", b"../a.jpg ../a.png\n"),
+        ("train_18.py", "DATA.train_list", b"gone.jpg gone.png\n"),
         ("train_18.py", "TRAIN.weight", saved({"state_dict": Code()}, pickle_protocol=2)),
         ("train_18.py", "TRAIN.pretrained", b"\0" * 99),
         ("train_50_18.py", "DISTILL.teacher_path", saved({"state_dict": STATE})),

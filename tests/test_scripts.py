@@ -163,7 +163,8 @@ def test_list_without_labels(tiny, script):
 def test_help(script):
     result = script("train_50_18.py", "--help")
     assert result.status == 0
-    assert "SECTION.key VALUE" in result.out and "example: python train_50_18.py" in result.out
+    for words in ("Distil the teacher", "SECTION.key VALUE", "python train_50_18.py TRAIN.epochs 2", "DISTILL.hints"):
+        assert words in result.out
 
 
 def test_teacher_that_is_not_there_says_which_command_makes_it(tiny, fails):

@@ -14,6 +14,7 @@ from util.keys import Config, Data
 
 __all__ = ["Config", "Data", "load", "parse_yaml"]
 
+MOST_FAULTS = 20  # that are explained
 RETIRED = Path(__file__).with_name("retired_keys.yaml")
 
 
@@ -53,6 +54,8 @@ def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         if path.resolve() in seen:
             raise UserError(f"{path}: base leads back to the file itself; break the circle")
+        if path.exists() and not path.is_file():  # a device may have no end
+            raise UserError(f"config file {path} is no regular file; name a YAML file")
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"config file {path} does not exist; see config/ for those that do") from None
@@ -136,7 +139,7 @@ def _explain(error: dict[str, Any]) -> str:
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read `path`, apply `overrides` ([key, value, key, value, ...]; the last one counts), check, derive empty paths.
 
-    Raises UserError that lists all faults.
+    Raises UserError that lists the faults, not only the first.
     """
     tree = _apply_overrides(_read_file(Path(path)), overrides or [])
     if "check" in tree:
@@ -144,7 +147,9 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     try:
         return _derive_paths(Config.model_validate(tree))
     except ValidationError as errors:
-        faults = [_explain(error) for error in errors.errors(include_url=False)]
+        found = errors.errors(include_url=False)
+        faults = [_explain(error) for error in found[:MOST_FAULTS]]  # each looks for the nearest key
+        faults += [f"and {len(found) - MOST_FAULTS} more"] * (len(found) > MOST_FAULTS)
         raise UserError(f"{path}: {'; '.join(faults)}") from None
 
 
