@@ -1,5 +1,6 @@
 # make demo    generate the shapes dataset, train and test teacher, student and distilled student, write the report
-# make test    ruff and pytest
+# make test    ruff, and pytest without the slow tests and those that need a GPU; two tests at a time (TESTS=8: eight)
+# make test-all  all tests; those that need a GPU are skipped where there is none
 # make results repeats the README's tables, hours of training; CAMVID=FOLDER names CamVid's images, JOBS=8 makes so many
 #              runs at a time. Resumes.
 # make faults  kill a tiny run at 60 random moments, fill its disk: about fourteen minutes
@@ -8,17 +9,23 @@
 PYTHON ?= python3
 SEED ?= 0
 JOBS ?= 1
+TESTS ?= 2
 PY := .venv/bin/python
 
-.PHONY: demo test faults results clean
+.PHONY: demo test test-all lint faults results clean
 
 demo: .venv/.ready
 	$(PY) tool/pipeline.py --dataset shapes --seed $(SEED)
 
-test: .venv/.test
+test: lint
+	$(PY) -m pytest -n $(TESTS) -m "not slow and not gpu"
+
+test-all: lint
+	$(PY) -m pytest -n $(TESTS)
+
+lint: .venv/.test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	$(PY) -m pytest
 
 faults: .venv/.test
 	$(PY) -m pytest -s tests/faults.py
@@ -35,7 +42,7 @@ results: .venv/.ready
 	touch $@
 
 .venv/.test: .venv/.ready requirements-export.txt
-	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-export.txt pytest hypothesis ruff -c constraints.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-export.txt pytest pytest-xdist hypothesis ruff -c constraints.txt
 	touch $@
 
 clean:

@@ -1,17 +1,20 @@
-"""What benchmark/results.py runs: the methods, their settings, the order."""
+"""The runs of benchmark/results.py: methods, settings, seeds, order."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 SEEDS = {"camvid": (0, 1, 2), "shapes": (10, 11, 12, 13, 14)}  # shapes: 0 to 2 were used for tuning its settings
-DEPENDENCE_SEEDS = {"camvid": (0, 1, 2), "shapes": (15, 16, 17)}  # of what the gain depends on
+ABLATION_SEEDS = {"camvid": (0, 1, 2), "shapes": (15, 16, 17)}  # of `ablations`; no choice was made on 15 to 17
+UNLABELLED_SEEDS = {"camvid": (), "shapes": (0,)}
 SHAPES_LABELS = 400
 KL, AUX_MSE, HINTS = "DISTILL.weights.kl", "DISTILL.weights.aux_mse", "DISTILL.hints"
+PER_BATCH = "TRAIN.unlabelled_per_batch"
+FITNET = "[{layer: layer4, loss: fitnet, weight: 10}]"
 CWD = "[{layer: logits, loss: cwd, weight: 3, temperature: 4}]"
 RUNS = ("pspnet50", "pspnet18", "pspnet50_18")  # of the config files
 DISTILL = "train_50_18.py"
 FLOAT32 = "student, float32"
-SAME_TIME = "same time"  # the student alone for as long as the default recipe takes
+EQUAL_TIME = "same time"  # in the record: the student alone for as long as the default recipe takes
 
 Overrides = Mapping[str, Any]
 
@@ -21,31 +24,27 @@ METHODS: dict[str, tuple[str, Overrides]] = {
     "kl": (DISTILL, {AUX_MSE: 0, HINTS: "[]"}),
     "aux_mse": (DISTILL, {KL: 0, HINTS: "[]"}),
     "kl + aux_mse": (DISTILL, {HINTS: "[]"}),
-    # layer4 on every crop would be 22 GB of CamVid
-    "fitnet": (
-        DISTILL,
-        {KL: 0, AUX_MSE: 0, HINTS: "[{layer: layer4, loss: fitnet, weight: 10}]", "DISTILL.cache": ""},
-    ),
+    "fitnet": (DISTILL, {KL: 0, AUX_MSE: 0, HINTS: FITNET, "DISTILL.cache": ""}),  # its cache of CamVid has 22 GB
     "cwd": (DISTILL, {KL: 0, AUX_MSE: 0, HINTS: CWD}),
 }
 CAMVID: dict[str, Overrides] = {
     "kl + 3 aux_mse": {AUX_MSE: 3, HINTS: "[]"},
     "3 aux_mse": {KL: 0, AUX_MSE: 3, HINTS: "[]"},
 }
-# How the default recipe's gain depends on its settings, on shapes.
+# On shapes, each changes one setting of the default recipe.
 SETTINGS: dict[str, Overrides] = {
     **{f"T {t} of kl": {"DISTILL.temperature": t} for t in (1, 4)},
     **{f"kl {w}": {KL: w} for w in (0, 3)},
     **{f"aux_mse {w}": {AUX_MSE: w} for w in (0, 3)},
     **{f"cwd {w}": {HINTS: CWD.replace("weight: 3", f"weight: {w}")} for w in (1, 10)},
 }
-TEACHER_EPOCHS = (2, 4, 21)  # two worse teachers than the config's, and a better one
+TEACHER_EPOCHS = (2, 4, 21)  # the config's teacher has 7
 LONG = {"camvid": (40, 75), "shapes": (16,)}  # epochs of longer schedules for the students
-LABELS = (100, 200)  # of SHAPES_LABELS, for teacher and students; as many steps as with all
+LABELS = (100, 200)  # of SHAPES_LABELS
 
 
 class Task(NamedTuple):
-    """One training and its test. `method` and `seed` name it in the JSON."""
+    """One training and its test; `method` and `seed` are its name in the record."""
 
     method: str
     seed: int
@@ -53,13 +52,13 @@ class Task(NamedTuple):
     run: str  # of config/DATASET/DATASET_RUN.yaml
     overrides: Overrides = {}
     epochs: int | None = None  # else the config's
-    student: str = "student"  # the methods that a gain is measured from, and the gap to
-    teacher: str = "teacher"
-    labels: int | None = None  # the first so many lines of the training list
+    student: str = "student"  # method that the gain is measured from
+    teacher: str = "teacher"  # method that teaches a distilled student
+    labels: int | None = None  # use the first `labels` lines of the training list only
 
 
 def teacher(dataset: str, seed: int) -> Task:
-    """One teacher a seed on shapes, whose seed also draws the images; one for all seeds on CamVid."""
+    """On shapes one for each seed, which also draws the images; on CamVid one for all seeds."""
     return Task("teacher", seed if dataset == "shapes" else SEEDS[dataset][0], "train_50.py", "pspnet50")
 
 
@@ -67,12 +66,12 @@ def distilled(method: str, seed: int, script: str = DISTILL, overrides: Override
     return Task(method, seed, script, "pspnet50_18", overrides or {}, **more)
 
 
-def tasks(dataset: str, same_time: int, epochs: Mapping[str, int]) -> Iterator[Task]:
-    """Seed by seed. same_time: epochs of the student alone that take the default recipe's time; epochs: of the
-    config of each run."""
+def tasks(dataset: str, equal_time: int, epochs: Mapping[str, int]) -> Iterator[Task]:
+    """Seed by seed. equal_time: epochs of the student alone that take as long as the default
+    recipe; epochs: of each run's config."""
     for seed in SEEDS[dataset]:
         yield from three_networks(dataset, seed)
-        yield Task(SAME_TIME, seed, "train_18.py", "pspnet18", epochs=same_time)
+        yield Task(EQUAL_TIME, seed, "train_18.py", "pspnet18", epochs=equal_time)
         if dataset == "shapes":  # does bfloat16 learn the same?
             yield Task(FLOAT32, seed, "train_18.py", "pspnet18", {"TRAIN.precision": "fp32"})
         for method, (script, overrides) in METHODS.items():
@@ -81,12 +80,14 @@ def tasks(dataset: str, same_time: int, epochs: Mapping[str, int]) -> Iterator[T
         if dataset == "camvid":
             for method, overrides in CAMVID.items():
                 yield distilled(method, seed, overrides=overrides)
-    for seed in DEPENDENCE_SEEDS[dataset]:
-        yield from long_schedules(dataset, seed) if dataset == "camvid" else dependence(dataset, seed, epochs)
+    for seed in ABLATION_SEEDS[dataset]:
+        yield from long_schedules(dataset, seed) if dataset == "camvid" else ablations(dataset, seed, epochs)
+    for seed in UNLABELLED_SEEDS[dataset]:
+        yield from unlabelled(dataset, seed, epochs)
 
 
-def dependence(dataset: str, seed: int, epochs: Mapping[str, int]) -> Iterator[Task]:
-    """Other settings, teachers, schedules and numbers of labels; epochs: of the config of each run."""
+def ablations(dataset: str, seed: int, epochs: Mapping[str, int]) -> Iterator[Task]:
+    """Other settings, teachers, schedules and numbers of labels; epochs: of each run's config."""
     yield from three_networks(dataset, seed)
     for method, overrides in SETTINGS.items():
         yield distilled(method, seed, overrides=overrides)
@@ -96,8 +97,7 @@ def dependence(dataset: str, seed: int, epochs: Mapping[str, int]) -> Iterator[T
         yield distilled(f"default, {other.method}", seed, teacher=other.method)
     yield from long_schedules(dataset, seed, max(TEACHER_EPOCHS))
     for labels in LABELS:
-        longer = {run: number * SHAPES_LABELS // labels for run, number in epochs.items()}
-        yield from few_labels(dataset, seed, labels, longer)
+        yield from few_labels(dataset, seed, labels, epochs)
 
 
 def three_networks(dataset: str, seed: int) -> Iterator[Task]:
@@ -108,16 +108,33 @@ def three_networks(dataset: str, seed: int) -> Iterator[Task]:
 
 
 def long_schedules(dataset: str, seed: int, teacher_epochs: int | None = None) -> Iterator[Task]:
-    taught = f"teacher of {teacher_epochs} epochs" if teacher_epochs else "teacher"
+    teaching = f"teacher of {teacher_epochs} epochs" if teacher_epochs else "teacher"
     for epochs in LONG[dataset]:
         alone = Task(f"student, {epochs} epochs", seed, "train_18.py", "pspnet18", epochs=epochs)
         yield alone
-        yield distilled(f"default, {epochs} epochs", seed, epochs=epochs, student=alone.method, teacher=taught)
+        yield distilled(f"default, {epochs} epochs", seed, epochs=epochs, student=alone.method, teacher=teaching)
 
 
 def few_labels(dataset: str, seed: int, labels: int, epochs: Mapping[str, int]) -> Iterator[Task]:
+    """The three networks on the first `labels` images, in as many steps; epochs: of the configs."""
+    times = SHAPES_LABELS // labels
     names = {name: f"{name}, {labels} labels" for name in ("teacher", "student", "default")}
     common = {"labels": labels, "student": names["student"], "teacher": names["teacher"]}
-    yield teacher(dataset, seed)._replace(method=names["teacher"], epochs=epochs["pspnet50"], **common)
-    yield Task(names["student"], seed, "train_18.py", "pspnet18", epochs=epochs["pspnet18"], **common)
-    yield distilled(names["default"], seed, epochs=epochs["pspnet18"], **common)
+    of_teacher = {"method": names["teacher"], "epochs": times * epochs["pspnet50"]}
+    yield teacher(dataset, seed)._replace(**of_teacher, **common)
+    yield Task(names["student"], seed, "train_18.py", "pspnet18", epochs=times * epochs["pspnet18"], **common)
+    yield distilled(names["default"], seed, epochs=times * epochs["pspnet18"], **common)
+
+
+def unlabelled(dataset: str, seed: int, epochs: Mapping[str, int]) -> Iterator[Task]:
+    """`kl + aux_mse` with 100 labels for 1, 2 and 4 times the steps, and with the other images
+    unlabelled beside them; a batch then has as many unlabelled images as labelled ones."""
+    *alone, default = few_labels(dataset, seed, LABELS[0], epochs)
+    yield from alone
+    for times in (1, 2, 4):
+        name, longer = f"kl + aux_mse, {default.labels} labels", times * default.epochs
+        task = default._replace(overrides={HINTS: "[]"}, epochs=longer)
+        yield task._replace(method=f"{name}, {longer} epochs")
+        if times < 4:
+            both = {**task.overrides, PER_BATCH: 4}
+            yield task._replace(method=f"{name} and unlabelled images, {longer} epochs", overrides=both)

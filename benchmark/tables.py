@@ -1,10 +1,33 @@
-"""Markdown tables of what the benchmarks wrote: python benchmark/tables.py benchmark/results/*.json"""
+"""Markdown tables of accuracy (evidence.py puts them into RESULTS.md and README.md) and speed.
+
+python benchmark/tables.py benchmark/results/step-*.json benchmark/results/losses-*.json
+"""
 
 import json
+import math
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmark import plan  # noqa: E402
+
+NAMES = {
+    "student": "student alone",
+    plan.EQUAL_TIME: "student alone, equal time",
+    plan.FLOAT32: "student alone, float32",
+    "default": "distilled, default",
+    "original": "distilled, the original's losses",
+    **{name: f"distilled, `{name}`" for name in (*plan.METHODS, *plan.CAMVID) if name not in ("default", "original")},
+}
+MAIN = ("teacher", "student", plan.FLOAT32, *plan.METHODS, *plan.CAMVID)
+EQUAL_TIME = ("student", plan.EQUAL_TIME, "default", "kl + 3 aux_mse", "cwd")
+HEADLINE = ("teacher", "student", plan.EQUAL_TIME, "default", "cwd")
+H100 = ROOT / "benchmark/results/step-h100.json"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -13,86 +36,95 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def spread(row: dict[str, float]) -> str:
-    return f"{row['seconds']:.3f} ({row['least']:.3f} to {row['most']:.3f})"
+def _points(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
 
 
-def step(results: dict[str, Any]) -> str:
-    head = ["step", "way", "seconds", "times ours", "share of ceiling", "peak MiB", "of ours"]
+def _interval(bounds: list[float] | None) -> str:
+    return f"{_points(bounds[0])} to {_points(bounds[1])}" if bounds else ""
+
+
+def scores(summary: Mapping[str, Mapping[str, Any]], methods: Iterable[str]) -> str:
+    """Of `methods`, in percent of mIoU and points."""
+    head = ["", "runs", "epochs", "mIoU", "spread", "gain over the student alone", "95 % interval", "gap closed"]
     rows = []
-    for kind, found in results.items():
-        own = found["ways"]["ours"]["peak_MiB"]
-        for name, way in found["ways"].items():
-            share = f"{100 * way['share']:.0f} %"
-            peak = [str(way["peak_MiB"]), f"{way['peak_MiB'] / own:.2f}x"]
-            rows.append([kind, name, spread(way), f"{way['ratio']:.2f}x", share, *peak])
-    notes = "; ".join(f"{k}: {r['GFLOP']:.0f} GFLOP, ceiling {r['ceiling']:.0f} GFLOP/s" for k, r in results.items())
-    return f"{table(head, rows)}\n\n{notes}"
-
-
-def testing(results: dict[str, Any]) -> str:
-    head = ["way", "images/s", "times ours", "same labels"]
-    rows = [
-        [name, f"{way['images_a_second']:.2f}", f"{way['ratio']:.2f}x", f"{100 * way['same_labels']:.3f} %"]
-        for name, way in results["ways"].items()
-    ]
+    for method, row in ((method, summary[method]) for method in methods if method in summary):
+        closed = row.get("gap_closed")
+        cells = [NAMES.get(method, method), str(row["runs"]), str(row["epochs"])]
+        cells += [_points(row.get(key)) for key in ("mean", "spread", "gain")]
+        rows.append([*cells, _interval(row.get("interval")), "" if closed is None else f"{100 * closed:.0f} %"])
     return table(head, rows)
 
 
-def input(results: dict[str, Any]) -> str:
-    rows = [[name, f"{way['images_a_second']:.1f}", f"{way['ratio']:.2f}x"] for name, way in results["ways"].items()]
-    text = table(["way", "images/s a core", "times ours"], rows)
-    if "wait" in results:
-        text += f"\n\nThe student's step waits for its data for {100 * results['wait']:.2f} % of the time."
-    return text
+def contrasts(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Method minus method, in points, and whether the interval leaves out zero."""
+    found = []
+    for row in rows:
+        low, high = row["interval"]
+        names = [NAMES.get(row[key], row[key]).removeprefix("distilled, ") for key in ("method", "other")]
+        shown = "yes" if low > 0 or high < 0 else "no"
+        found.append([*names, str(row["runs"]), _points(row["gain"]), _interval(row["interval"]), shown])
+    return table(["method", "minus", "seeds", "difference", "95 % interval", "shown"], found)
 
 
-def startup(results: dict[str, Any]) -> str:
-    rows = [[name, spread(way)] for name, way in results["ways"].items()]
-    return f"{table(['process', 'seconds'], rows)}\n\n{results['above']:.2f} s above."
+def equal_time(content: Mapping[str, Any]) -> str:
+    """The table, and on which machine's pace it rests."""
+    pace, machine = content["pace"]["seconds a step"], content["pace"]["machine"]
+    own = content["summary"]["student"]["epochs"]
+    found = json.loads(H100.read_text())["results"]
+    ratios = [found["distillation"]["ways"][way]["seconds"] / found["student"]["ways"][way]["seconds"]
+              for way in ("ours", "compile")]  # fmt: skip
+    gpu, compiled = (f"{ratio:.2f} ({math.ceil(own * ratio)} epochs)" for ratio in ratios)
+    return (
+        f"Equal time rests on one machine's pace: on {machine['cores']} cores of an {machine['device']} in\n"
+        f"{machine['auto']} a step took {pace['student']:.2f} s alone and {pace['default']:.2f} s distilled, "
+        f"{pace['default'] / pace['student']:.2f} times as long, hence\n"
+        f"{content['summary'][plan.EQUAL_TIME]['epochs']} epochs. On an H100 the ratio of `step.py` is {gpu},\n"
+        f"with TRAIN.compile {compiled}.\n\n{scores(content['summary'], EQUAL_TIME)}"
+    )
 
 
-def growth(results: dict[str, Any]) -> str:
-    rows = [
-        [kind, axis, value, f"{cell['seconds']:.3f}", str(cell["peak_MiB"])]
-        for kind, axes in results["tables"].items()
-        for axis, cells in axes.items()
-        for value, cell in cells.items()
-    ]
-    text = table(["step", "what changes", "to", "seconds", "peak MiB"], rows)
-    return f"{text}\n\nThe losses add {results['losses_in_logits']:.2f} full-size logits tensors."
+def ablations(content: Mapping[str, Any]) -> str:
+    """Of plan.ABLATION_SEEDS alone, also in the rows that the other tables have, too."""
+    others = [row for row in content["ablations"] if row not in {*MAIN, *EQUAL_TIME}]
+    return scores(content["ablations"], ["teacher", "student", "default", *others])
 
 
-def losses(results: dict[str, Any]) -> str:
-    base = results["ways"]["kl"]["peak_MiB"]
-    rows = [
-        [name, spread(way), f"{way['ratio']:.2f}x", f"{way['peak_MiB'] - base:+}"]
-        for name, way in results["ways"].items()
-    ]
-    return table(["recipe", "seconds a step", "times kl", "peak MiB beyond kl's"], rows)
+def headline(found: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = []
+    for dataset, content in found.items():
+        for method, row in ((method, content["summary"][method]) for method in HEADLINE):
+            gain = f"{_points(row['gain'])} ({_interval(row['interval'])})" if "gain" in row else ""
+            rows.append([dataset, NAMES.get(method, method), str(row["epochs"]), _points(row["mean"]), gain])
+    return table(["", "", "epochs", "mIoU", "gain over the student alone (95 % interval)"], rows)
 
 
-def cache(results: dict[str, Any]) -> str:
-    rows = [[name, spread(way), f"{way['ratio']:.2f}x"] for name, way in results["ways"].items()]
-    text = table(["step", "seconds", "times the student alone"], rows)
-    return f"{text}\n\n{results['bytes_a_crop'] / 1000:.1f} KB a crop."
+def rewrite(text: str, found: Mapping[str, Mapping[str, Any]]) -> str:
+    """`text` with each table made anew between `<!-- DATASET NAME -->` and `<!-- end -->`."""
+    made = {"headline": headline(found)}
+    for dataset, content in found.items():
+        made[f"{dataset} main"] = scores(content["summary"], MAIN)
+        made[f"{dataset} contrasts"] = contrasts(content["summary contrasts"])
+        made[f"{dataset} equal time"] = equal_time(content)
+        made[f"{dataset} ablations"] = ablations(content)
+        made[f"{dataset} ablation contrasts"] = contrasts(content["ablations contrasts"])
+        made[f"{dataset} unlabelled"] = scores(content["unlabelled"], content["unlabelled"])
+
+    def replaced(match: re.Match[str]) -> str:
+        return f"<!-- {match[1]} -->\n{made[match[1]]}\n<!-- end -->"
+
+    return re.sub(r"<!-- ((?!end)[\w ]+) -->\n.*?<!-- end -->", replaced, text, flags=re.DOTALL)
 
 
-KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
-    f.__name__: f for f in (step, testing, input, startup, growth, losses, cache)
-}
-
-
-def render(path: Path) -> str:
-    """The section of one file; its name begins with the benchmark's (step-ideas.json)."""
-    found = json.loads(path.read_text())
-    machine = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
-    arguments = " ".join(f"{key}={value}" for key, value in found["arguments"].items())
-    return f"### {path.stem}\n\n{machine}\n\n{arguments}\n\n{KINDS[path.stem.partition('-')[0]](found['results'])}\n"
+def speed(title: str, found: Mapping[str, Any]) -> str:
+    """The table of what a speed benchmark found, with the machine and the arguments."""
+    groups = {"": found["results"]} if "ways" in found["results"] else found["results"]
+    rows = [(group, way, row) for group, ways in groups.items() for way, row in ways["ways"].items()]
+    keys = list(rows[0][2])
+    cells = [[group, way, *(f"{row[key]:.4g}" for key in keys)] for group, way, row in rows]
+    notes = (" ".join(f"{k}={v}" for k, v in found[part].items()) for part in ("machine", "arguments"))
+    return "\n\n".join([f"### {title}", *notes, table(["", "", *keys], cells)]) + "\n"
 
 
 if __name__ == "__main__":
-    paths = [
-        path for path in map(Path, sys.argv[1:]) if path.stem.partition("-")[0] in KINDS
-    ]  # others are of results.py
-    print("\n".join(map(render, paths)))
+    print("\n".join(speed(path.stem, json.loads(path.read_text())) for path in map(Path, sys.argv[1:])))

@@ -1,7 +1,6 @@
 """A tiny dataset, its config, and ways to run the project's scripts on it."""
 
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -65,6 +64,7 @@ def small_world():
             patch.setitem(RESNETS, depth, narrow(spec))
         patch.setenv("PYTHONPATH", str(ROOT / "tests" / "narrow"))
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(torch.cuda, "is_available", lambda: False)
         yield
 
@@ -215,10 +215,7 @@ def python(*command: str, processes: int = 1, folder: Path = ROOT) -> subprocess
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, *map(str, command)], cwd=folder, env=env, capture_output=True, text=True, timeout=300
-    )
+    return subprocess.run([*launcher, *map(str, command)], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 def tiny_pspnet(layers: int = 18, stem: str = "plain", seed: int = 0):

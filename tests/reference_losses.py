@@ -50,6 +50,15 @@ def mse(s, t, label):
     return np.mean([(s[n, :, y, x] - t[n, :, y, x]) ** 2 for n, y, x in valid(label)])
 
 
+def nfd(s, t, label):
+    def standardised(m, n, c):
+        inside = m[n, c][label[n] != VOID]
+        return (inside - inside.mean()) / np.sqrt(inside.var() + 1e-6)
+
+    squares = [(standardised(s, n, c) - standardised(t, n, c)) ** 2 for n in range(len(s)) for c in range(s.shape[1])]
+    return np.concatenate(squares).mean()
+
+
 def at(s, t, label):
     total = 0
     for n in range(len(s)):

@@ -118,11 +118,11 @@ def test_every_key_is_explained_in_one_yaml_a_dataset():
             for section in (cfg.data, cfg.train, cfg.test):
                 for key in type(section).model_fields:
                     assert f"\n  {key}:" in text or key == "compare", (path, key)
-        elif path.stem.endswith("50_18"):
+        elif path.stem == "voc2012_pspnet50_18":
             for key in type(config.load(path).distill).model_fields:
                 assert f"\n  {key}:" in text, (path, key)
         else:
-            assert len(text.splitlines()) < 20, path
+            assert len(text.splitlines()) < 25, path
 
 
 def test_paths_follow_from_save_path_and_epochs(tiny, tmp_path):

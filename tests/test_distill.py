@@ -24,6 +24,7 @@ PAIRS = {
     "dist": (logits.dist, reference_losses.dist),
     "standardised kl": (standardised_kl, reference_losses.standardised_kl),
     "mse": (features.mse, reference_losses.mse),
+    "nfd": (features.nfd, reference_losses.nfd),
     "at": (features.at, reference_losses.at),
     "cwd": (features.cwd, reference_losses.cwd),
     "attnfd": (features.attnfd, reference_losses.attnfd),
@@ -67,7 +68,7 @@ def test_equals_the_slow_version(name, maps):
 def test_zero_when_student_equals_teacher(name, maps):
     value = PAIRS[name][0](maps[0], maps[0].clone(), labels_of(maps[2])).item()
     if name == "attnfd":  # the teacher's map is attended, the student's comes attended: stated in the docstring
-        maps = features.attend(maps[0]), maps[0], maps[2]
+        maps = features.parameter_free_cbam(maps[0]), maps[0], maps[2]
         assert value > 0
         value = features.attnfd(maps[0], maps[1], labels_of(maps[2])).item()
     assert value == pytest.approx(0, abs=1e-12)
@@ -147,11 +148,28 @@ def test_standardise_removes_scale_and_shift(maps):
     assert logits.standardise(torch.ones(1, 3, 1, 1)).abs().max() == 0
 
 
+def test_dist_counts_a_class_that_the_teacher_gives_the_same_everywhere_as_0():
+    """In float32, too, where rounding leaves such a class a tiny variance."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(2, 21, 30, 30, generator=generator)
+    teacher = torch.randn(1, 21, 1, 1, generator=generator).expand_as(student)
+    labels = labels_of(torch.zeros(2, 30, 30, dtype=torch.long))
+    assert logits.dist(student, teacher, labels, inter=0.0).item() == 0
+
+
+def test_nfd_ignores_the_magnitude_of_features(maps):
+    student, teacher, label = maps
+    scale, shift = torch.rand(2, C, 1, 1, dtype=torch.float64) * 9 + 1
+    value = features.nfd(student, teacher, labels_of(label)).item()
+    moved = features.nfd(student, teacher * scale + shift, labels_of(label)).item()
+    assert moved == pytest.approx(value, rel=1e-4)
+
+
 ADAPTERS = {
-    "always": adapters.always,
-    "where differing": adapters.conv1x1_if_channels_differ,
-    "generator": adapters.Generator,
-    "attention": adapters.Attention,
+    "conv1x1": adapters.conv1x1,
+    "conv1x1 if channels differ": adapters.conv1x1_if_channels_differ,
+    "masked generator": adapters.MaskedGenerator,
+    "cbam": adapters.CBAM,
 }
 
 
@@ -170,12 +188,12 @@ def test_adapters_fit_the_teacher_and_learn(name):
 
 def test_adapter_only_where_shapes_differ():
     assert isinstance(adapters.conv1x1_if_channels_differ(C, C), nn.Identity)
-    assert isinstance(adapters.always(C, C), nn.Conv2d)
+    assert isinstance(adapters.conv1x1(C, C), nn.Conv2d)
 
 
 def test_generator_drops_the_share_it_says():
     torch.manual_seed(0)
-    adapter = adapters.Generator(1, 1, ratio=0.75)
+    adapter = adapters.MaskedGenerator(1, 1, ratio=0.75)
     adapter.restore = nn.Identity()
     kept = adapter(torch.ones(1, 1, 100, 100)).mean().item()
     assert kept == pytest.approx(0.25, abs=0.02)

@@ -1,167 +1,296 @@
-"""benchmark/results.py, plan.py and evidence.py: what is run, and what the numbers say together."""
+"""What results.py runs, what counts as recorded, and what evidence.py's tables say."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_pspnet
+from conftest import ROOT, tiny_pspnet
+from pydantic import Field, create_model
 
-from benchmark import evidence, plan, results
-from tool.report import runs as tool_runs
+from benchmark import evidence, plan, record, results, tables
+from tool import pipeline
 from util import config
 
-
-def bench(dataset, folder):
-    return results.Bench(dataset, folder / "out", "somewhere", folder / dataset)
-
-
-def task(dataset, method, seed):
-    made = bench(dataset, results.Path("nowhere"))
-    tasks = plan.tasks(dataset, 8, made.epochs)
-    return next(task for task in tasks if (task.method, task.seed) == (method, seed))
+SCORES = ("mIoU", "mAcc", "allAcc")
+PACE = {"seconds a step": {"student": 1.0, "default": 1.8}}
 
 
-def keys_of(made, task):
-    given = made.overrides(task)
-    return dict(zip(given[::2], given[1::2], strict=True))
+def experiments(dataset, folder):
+    return results.Experiments(dataset, folder / "out", PACE, "somewhere" if dataset == "camvid" else None)
 
 
-def test_every_method_is_run_as_its_config_says(tmp_path):
-    made, fitnet = bench("camvid", tmp_path), task("camvid", "fitnet", 0)
-    keys = keys_of(made, fitnet)
-    assert keys["DATA.data_root"] == "somewhere" and keys["DISTILL.weights.kl"] == "0"
-    assert "fitnet" in keys["DISTILL.hints"] and "seed_0/teacher" in keys["DISTILL.teacher_path"]
-
-    cfg = config.load(results.ROOT / made.config_file(fitnet.run), made.overrides(fitnet))
-    assert cfg.distill.hints[0].layer == "layer4"
-    assert set(plan.METHODS) == {"default", "original", "kl", "aux_mse", "kl + aux_mse", "fitnet", "cwd"}
+def task(made, method, seed):
+    return next(task for task in made.tasks if (task.method, task.seed) == (method, seed))
 
 
 @pytest.mark.parametrize("dataset", plan.SEEDS)
-def test_no_two_runs_share_a_name_or_settings(dataset, tmp_path):
-    made = bench(dataset, tmp_path)
-    tasks = {(t.method, t.seed): t for t in plan.tasks(dataset, 8, made.epochs)}
-    assert len({made.folder(seed, method) for method, seed in tasks}) == len(tasks)
-    assert len({made.settings(t) for t in tasks.values()}) == len(tasks)
-    seeds = {*plan.SEEDS[dataset], *plan.DEPENDENCE_SEEDS[dataset]}
-    assert {seed for method, seed in tasks if method == "default"} == seeds
+def test_every_planned_run_has_a_valid_config_of_its_own(dataset, tmp_path):
+    made = experiments(dataset, tmp_path)
+    folders, settings = set(), set()
+    for planned in made.tasks:
+        cfg = made.run(planned).load()
+        assert cfg.train.epochs == planned.epochs and cfg.train.manual_seed == planned.seed
+        assert bool(cfg.distill) == (planned.run == "pspnet50_18")
+        if cfg.distill:
+            assert cfg.distill.teacher_path == made.run(made.teacher(planned)).load().test.model_path
+        folders.add(cfg.train.save_path)
+        settings.add(json.dumps(record.without_defaults(made.settings(planned)), sort_keys=True))
+    names = {(planned.method, planned.seed) for planned in made.tasks}
+    assert len(folders) == len(settings) == len(names) == len(made.tasks)
+
+
+def test_a_method_is_run_as_it_says(tmp_path):
+    made = experiments("camvid", tmp_path)
+    cfg = made.run(task(made, "fitnet", 0)).load()
+    assert cfg.data.data_root == "somewhere" and cfg.distill.weights.kl == 0 and cfg.distill.cache is None
+    assert cfg.distill.hints[0].layer == "layer4" and "seed_0/teacher" in cfg.distill.teacher_path
+    assert task(made, plan.EQUAL_TIME, 0).epochs == 36 and task(made, "default", 0).epochs == 20
+    assert task(experiments("shapes", tmp_path), plan.EQUAL_TIME, 10).epochs == 8  # 4 * 1.8 are 7.2: never less
 
 
 def test_few_labels_have_their_own_teacher_and_as_many_steps(tmp_path):
-    made, few = bench("shapes", tmp_path), task("shapes", "default, 100 labels", 15)
-    keys = keys_of(made, few)
-    assert keys["DATA.train_list"].endswith("train100.txt") and "teacher_100_labels" in keys["DISTILL.teacher_path"]
-    assert int(keys["TRAIN.epochs"]) == 4 * made.epochs["pspnet50_18"]
-    teacher = keys_of(made, made.teacher(few))
-    assert teacher["DATA.train_list"] == keys["DATA.train_list"]
-    assert teacher["TEST.model_path"] == keys["DISTILL.teacher_path"]
+    made = experiments("shapes", tmp_path)
+    few = made.run(task(made, "default, 100 labels", 15)).load()
+    assert few.data.train_list.endswith("train100.txt") and "teacher_100_labels" in few.distill.teacher_path
+    assert few.train.epochs == 4 * task(made, "default", 15).epochs
 
 
-def test_an_entry_counts_only_for_the_same_settings(tmp_path, monkeypatch):
-    made, default = bench("shapes", tmp_path), task("shapes", "default", 10)
-    digests = {"digest": made.settings(default), "scoring": made.scoring(default)}
-    made.content["runs"] = [{"method": "default", "seed": 10, "config": digests}]
-    assert made.find(default) and not made.find(task("shapes", "default", 11))
-    assert not made.find(default._replace(overrides={"DISTILL.temperature": 3}))
-    made.drop_stale([default])
-    assert len(made.content["runs"]) == 1
-    with monkeypatch.context() as other:
-        other.setattr(made, "scoring", lambda _: "another window")
-        assert not made.find(default)
-    monkeypatch.setitem(made.__dict__, "epochs", made.epochs | {"pspnet50": 1})  # another teacher
-    assert not made.find(default)
-    made.drop_stale([default])
-    assert not made.content["runs"]
+def test_unlabelled_images_are_those_without_labels(tmp_path, monkeypatch):
+    """Only the runs that take them have their list: the lines that the labelled list leaves out."""
+    made = experiments("shapes", tmp_path)
+    lists = made.out / "seed_0/data/list"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").touch()
+    (lists / "train.txt").write_text("".join(f"{i}.jpg {i}.png\n" for i in range(400)))
+    for name, per_batch in (
+        ("kl + aux_mse, 100 labels, 16 epochs", 0),
+        ("kl + aux_mse, 100 labels and unlabelled images, 16 epochs", 4),
+    ):
+        cfg = made.run(task(made, name, 0)).load()
+        assert cfg.train.unlabelled_per_batch == per_batch and bool(cfg.data.unlabelled_list) == bool(per_batch)
+        assert cfg.distill.hints == []
+    made.prepare(task(made, name, 0))
+    labelled, others = (Path(path).read_text().splitlines() for path in (cfg.data.train_list, cfg.data.unlabelled_list))
+    assert labelled[-1] == "99.jpg 99.png" and others[0] == "100.jpg" and len(others) == 300
 
 
-def test_the_same_time_is_never_less(tmp_path):
-    made = bench("shapes", tmp_path)
-    made.content["pace"] = {"seconds a step": {"student": 1.0, "default": 1.8}}
-    assert made.same_time() == 8  # 4 epochs * 1.8 are 7.2
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """recorded(dataset, entries) -> a record of those in a folder that results.py then reads."""
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+
+    def write(dataset, entries):
+        path = tmp_path / dataset
+        path.with_suffix(".json").write_text(json.dumps({"pace": PACE, "runs": entries}))
+        np.savez_compressed(path.with_suffix(".npz"), **{f"{e['method']} {e['seed']}": np.ones(3) for e in entries})
+        return record.RunRecord(path)
+
+    return write
 
 
-def test_summary(runs, tmp_path, monkeypatch):
-    """Gains are paired by seed; the gap is the teacher's lead over the student."""
-    monkeypatch.setattr(evidence, "RESAMPLES", 50)
-    entries, pixels = [], {}
-    for method, name in {"teacher": "pspnet50", "student": "pspnet18", "default": "pspnet50_18"}.items():
-        tested = tool_runs.read(runs / name)
-        counts = tool_runs.count([tested], tool_runs.pairs_of(tested), border=0.01).pixels[0].sum(1)
-        pixels |= {f"{method} {seed}": counts for seed in (0, 1)}
-        for seed in (0, 1):  # the second one's scores are made up
-            entries.append({"method": method, "seed": seed, "epochs": 3, "mIoU": tested.metrics["mIoU"] + 0.01 * seed,
-                            "beside": {"student": "student", "teacher": "teacher"}})  # fmt: skip
-    entries[-1]["mIoU"] += 0.02
-    summary = evidence.summarise("camvid", entries, pixels)
-    teacher, student, default = (entry["mIoU"] for entry in entries[::2])
-    row = summary["default"]
-    assert row["gain"] == pytest.approx(default - student + 0.01)
-    assert row["gain_spread"] == pytest.approx(0.02 / np.sqrt(2))
-    assert row["gap_closed"] == pytest.approx((default - student + 0.01) / (teacher - student))
-    low, high = row["gain_interval"]  # over images, of the maps: those of both seeds are the same here
-    assert low <= default - student <= high
-    assert "gain" not in summary["teacher"] and "gain" not in summary["student"]
-    text = evidence.table(summary, evidence.MAIN)
-    assert f"| distilled, default | 2 | 3 | {100 * (default + 0.015):.2f} |" in text
-    readme, folder = tmp_path / "README.md", tmp_path / "results"
-    folder.mkdir()
-    pace = {"seconds a step": {"student": 1.0, "default": 2.0}, "machine": results.measure.machine()}
-    (folder / "camvid.json").write_text(json.dumps({"pace": pace, "runs": entries, "summary": summary}))
-    readme.write_text("before\n<!-- camvid main -->\nold\n<!-- end -->\nafter\n<!-- camvid fair -->\n<!-- end -->\n")
-    evidence.rewrite_readme(readme, folder)
-    written = readme.read_text()
-    assert text in written and "old" not in written and "\nafter\n" in written and "2.00 s distilled" in written
+def entry(made, method, seed):
+    settings = record.without_defaults(made.settings(task(made, method, seed)))
+    return {"method": method, "seed": seed, "mIoU": 0.5, "config": {"settings": settings}}
 
 
-def test_one_teacher_may_serve_all_seeds():
-    score = {("teacher", 0): 0.6, ("student", 0): 0.5, ("student", 1): 0.4}
-    assert evidence._lead(score, "teacher", "student", 1) == pytest.approx(0.2)
-    assert evidence._lead(score | {("teacher", 2): 0.7}, "teacher", "student", 1) is None
+def test_what_is_recorded_counts_for_its_settings_alone(tmp_path, recorded):
+    made = experiments("shapes", tmp_path)
+    kept = recorded("shapes", [entry(made, "default", 10), {"method": "gone", "seed": 3, "config": {}}])
+    planned = {(t.method, t.seed): made.settings(t) for t in made.tasks}
+    assert [(e["method"], why) for e, why in kept.mismatches(planned)] == [("gone", "not planned")]
+    for key, value in (("DISTILL.temperature", 3.0), ("teacher's TRAIN.epochs", 9), ("TEST.flip", False)):
+        others = planned | {("default", 10): {**planned["default", 10], key: value}}
+        (_, why), _ = kept.mismatches(others)
+        assert why == f"{key} was {planned['default', 10][key]!r} and is {value!r}"
+    assert not any(name in json.dumps(kept.content["runs"][0]) for name in ("save_path", "workers", str(tmp_path)))
 
 
-def test_a_run_is_made_once_and_remembered(tmp_path, monkeypatch):
-    """The whole way, with the scripts replaced: train, test, enter, and nothing when asked again."""
-    made, default = bench("camvid", tmp_path), task("camvid", "default", 0)
-    calls = []
-    monkeypatch.setattr(results.measure, "call", lambda *command: calls.append(command[0]))
-    monkeypatch.setattr(results.runs, "read", lambda _: type("R", (), {"metrics": dict.fromkeys(SCORES, 0.5)}))
+def test_a_new_key_changes_nothing_that_is_recorded(tmp_path, recorded, monkeypatch):
+    """Its default counts where it is missing; another value does not."""
+    made = experiments("shapes", tmp_path)
+    kept = recorded("shapes", [entry(made, "default", 10)])
+    train = create_model("Train", __base__=type(made.run(made.tasks[0]).load().train), invented=(float, 0.5))
+    newer = create_model("Config", __base__=config.Config, train=(train, Field(alias="TRAIN")))
+    monkeypatch.setattr(config, "Config", newer)
+    settings = made.settings(task(made, "default", 10))
+    assert settings["TRAIN.invented"] == settings["teacher's TRAIN.invented"] == 0.5
+    assert not list(kept.mismatches({("default", 10): settings}))
+    ((_, why),) = kept.mismatches({("default", 10): settings | {"TRAIN.invented": 0.6}})
+    assert why == "TRAIN.invented was 0.5 and is 0.6"
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_a_stale_entry_is_reported_and_kept_unless_dropped(drop, tmp_path, recorded, monkeypatch, capsys):
+    made = experiments("camvid", tmp_path)
+    stale = entry(made, "default", 0)
+    stale["config"]["settings"]["TRAIN.base_lr"] = 0.25
+    recorded("camvid", [stale])
+    performed = []
+    monkeypatch.setattr(results, "perform", lambda made, record, tasks, jobs: performed.extend(tasks) or record.write())
+    results.main(["camvid", "--out", str(tmp_path / "out"), "--data-root", "somewhere", *["--drop"] * drop])
+    said = capsys.readouterr().out
+    assert "default, seed 0: TRAIN.base_lr was 0.25 and is 0.05" in said and ("kept" in said) != drop
+    left = record.RunRecord(tmp_path / "camvid")
+    assert bool(left.find("default", 0)) == bool(left.pixels) != drop
+    assert (("default", 0) in {(t.method, t.seed) for t in performed}) == drop  # else it stands as it is
+
+
+def test_a_record_that_is_not_there(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    with pytest.raises(SystemExit) as end:
+        results.main(["camvid"])
+    assert end.value.code == 2 and capfd.readouterr().err.startswith(f"error: {tmp_path}/camvid.json does not exist")
+
+
+@pytest.fixture
+def replaced(monkeypatch):
+    """The scripts replaced by a list of those that would have been started."""
+    calls, counts = [], np.ones((1, 4, 2, 3, 11), np.int64)
+
+    def call(*command):
+        calls.append(command[0])
+        Path(command[command.index("TEST.save_folder") + 1]).mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(pipeline, "call", call)
+    monkeypatch.setattr(results.runs, "read", lambda _: SimpleNamespace(metrics=dict.fromkeys(SCORES, 0.5)))
     monkeypatch.setattr(results.runs, "pairs_of", lambda _: [])
-    counts = np.ones((1, 4, 2, 3, 11), np.int64)
-    monkeypatch.setattr(results.runs, "count", lambda *_, border: type("C", (), {"pixels": counts}))
-    made.perform(default)
-    assert calls == ["train_50.py", "train_50_18.py", "test_18.py"]  # the teacher's checkpoint was not there
-    again = bench("camvid", tmp_path)
-    again.perform(default)
-    assert len(calls) == 3 and again.content["runs"][0]["mIoU"] == 0.5
-    assert again.pixels["default 0"].shape == (4, 3, 11)
+    monkeypatch.setattr(results.runs, "count", lambda *_, border: SimpleNamespace(pixels=counts))
+    return calls
 
 
-def test_several_at_a_time_wait_for_their_teacher(tmp_path, monkeypatch):
-    made = bench("shapes", tmp_path)
-    tasks = [t for t in plan.tasks("shapes", 8, made.epochs) if t.seed == 10 and "labels" not in t.method]
-    ended = []
-    monkeypatch.setattr(made, "perform", ended.append)
-    made.perform_all(tasks, jobs=4)
-    order = [t.method for t in ended]
-    assert sorted(order) == sorted(t.method for t in tasks)
-    assert all(order.index(t.teacher) < order.index(t.method) for t in tasks if t.run == "pspnet50_18")
+def test_a_run_is_made_once_and_recorded(tmp_path, recorded, replaced):
+    made, kept = experiments("camvid", tmp_path), recorded("camvid", [])
+    results.perform(made, kept, [task(made, "default", 1)], jobs=1)
+    assert replaced == ["train_50.py", "test_50.py", "train_50_18.py", "test_50_18.py"]
+    again = record.RunRecord(tmp_path / "camvid")
+    assert again.find("default", 1)["mIoU"] == 0.5 and again.find("teacher", 0) and not again.find("default", 0)
+    assert again.pixels["default 1"].shape == (4, 3, 11)
+    assert not list(again.mismatches({(t.method, t.seed): made.settings(t) for t in made.tasks}))
 
 
-def test_a_failure_ends_the_rest(tmp_path, monkeypatch):
-    made, begun = bench("shapes", tmp_path), []
+def test_several_at_a_time_wait_for_their_teachers(tmp_path, recorded, replaced):
+    made = experiments("camvid", tmp_path)
+    tasks = [task(made, method, 0) for method in ("default", "kl", "student", "teacher")]
+    results.perform(made, recorded("camvid", []), tasks, jobs=4)
+    assert replaced[:2] == ["train_50.py", "test_50.py"] and sorted(replaced[2:]) == sorted(
+        ["train_18.py", "test_18.py", *["train_50_18.py", "test_50_18.py"] * 2]
+    )
 
-    def fails(task):
-        begun.append(task)
+
+def test_a_failure_ends_the_rest(tmp_path, recorded, monkeypatch):
+    made, begun = experiments("shapes", tmp_path), []
+    monkeypatch.setattr(made, "prepare", lambda _: None)
+
+    def fails(*command):
+        begun.append(command)
         raise SystemExit(2)
 
-    monkeypatch.setattr(made, "perform", fails)
+    monkeypatch.setattr(pipeline, "call", fails)
     with pytest.raises(SystemExit):
-        made.perform_all(list(plan.tasks("shapes", 8, made.epochs)), jobs=2)
+        results.perform(made, recorded("shapes", []), made.tasks, jobs=2)
     assert len(begun) < 10
 
 
-SCORES = ("mIoU", "mAcc", "allAcc")
+def test_one_process_writes_a_record(tmp_path):
+    hold = "with locked(Path(sys.argv[1])): print(1, flush=True); input()"
+    hold = f"import sys; from pathlib import Path; from benchmark.record import locked\n{hold}"
+    command = [sys.executable, "-c", hold, str(tmp_path / "a")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(record.UserError, match="another process writes"), record.locked(tmp_path / "a"):
+            pass
+        other.communicate(b"\n")
+    with record.locked(tmp_path / "a"):
+        pass
+
+
+def scored(method, values, seeds=(0, 1, 2), student="student", teacher="teacher"):
+    beside = {"student": student, "teacher": teacher}
+    return [
+        {"method": method, "seed": seed, "epochs": 3, "mIoU": value, "beside": beside}
+        for seed, value in zip(seeds, values, strict=True)
+    ]
+
+
+def test_an_interval_is_students_t_over_the_seeds():
+    """4.3027 is t's 97.5 % quantile with 2 degrees of freedom; the gains are 1, 2 and 3 points."""
+    entries = scored("student", [0.5, 0.4, 0.3]) + scored("default", [0.51, 0.42, 0.33]) + scored("teacher", [0.6], [0])
+    row = evidence.summarise(entries)["default"]
+    half = 4.302653 * 0.01 / 3**0.5
+    assert row["gain"] == pytest.approx(0.02) and row["interval"] == pytest.approx([0.02 - half, 0.02 + half])
+    assert row["gap_closed"] == pytest.approx(0.02 / 0.2)  # one teacher of seed 0 serves all seeds
+    assert evidence.seed_interval([0.1]) is None
+    assert "gain" not in evidence.summarise(entries)["teacher"] and "gain" not in evidence.summarise(entries)["student"]
+
+
+def test_methods_are_compared_on_the_seeds_that_both_have():
+    entries = scored("cwd", [0.5, 0.6, 0.7]) + scored("default", [0.4, 0.55], [0, 2])
+    (row,) = evidence.contrasts(entries, [("cwd", "default"), ("kl", "default")])
+    assert (row["method"], row["runs"]) == ("cwd", 2) and row["gain"] == pytest.approx(0.125)
+    text = tables.contrasts([row, {**row, "interval": [0.1, 0.2]}])
+    assert [line[-5:-2].strip() for line in text.splitlines()[2:]] == ["no", "yes"]
+
+
+def test_the_interval_over_images_is_of_the_paired_draws(monkeypatch):
+    """Two networks with the same maps differ by nothing in any draw; None without pixel counts."""
+    monkeypatch.setattr(evidence, "RESAMPLES", 50)
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 9, (6, 3, 4)) + np.array([0, 9, 9])[:, None]
+    draws = evidence.draws_of("shapes", {"default 0": counts, "student 0": counts, "kl 0": counts // 2 + 3})
+    score = {("default", 0): 0.5, ("student", 0): 0.4, ("kl", 0): 0.3, ("cwd", 0): 0.6}
+    assert evidence.difference(score, "default", "student", [0], draws)["interval_over_images"] == [0, 0]
+    low, high = evidence.difference(score, "kl", "student", [0], draws)["interval_over_images"]
+    assert low < high
+    assert "interval_over_images" not in evidence.difference(score, "cwd", "student", [0], draws)
+
+
+@pytest.fixture(scope="module")
+def analysed():
+    found = {}
+    for dataset in evidence.BLOCK:
+        kept = record.RunRecord(ROOT / "benchmark" / "results" / dataset)
+        found[dataset] = kept.content, evidence.analyse(dataset, kept.content)
+    return found
+
+
+def test_the_published_tables_are_what_was_recorded(analysed):
+    """README.md's, RESULTS.md's and the JSON's, from the scores of the runs alone."""
+    for name, count in (("README.md", 1), ("benchmark/RESULTS.md", 11)):
+        text = (ROOT / name).read_text()
+        assert tables.rewrite(text, {dataset: fresh for dataset, (_, fresh) in analysed.items()}) == text
+        assert text.count("<!-- end -->") == count
+    for content, fresh in analysed.values():
+        for group in evidence.GROUPS:
+            for method, row in fresh[group].items():
+                assert row.items() <= content[group][method].items()
+
+
+def test_the_tables_notice_a_changed_score(analysed):
+    content = json.loads(json.dumps(analysed["camvid"][0]))
+    next(e for e in content["runs"] if e["method"] == "cwd")["mIoU"] += 0.01
+    changed = {"shapes": analysed["shapes"][1], "camvid": evidence.analyse("camvid", content)}
+    text = (ROOT / "README.md").read_text()
+    assert tables.rewrite(text, changed) != text
+
+
+def test_the_intervals_over_images_are_what_was_recorded(analysed):
+    kept = record.RunRecord(ROOT / "benchmark" / "results" / "camvid")
+    draws = evidence.draws_of("camvid", kept.pixels)
+    assert evidence.analyse("camvid", kept.content, draws) == kept.content
+
+
+@pytest.mark.parametrize("dataset", plan.SEEDS)
+def test_all_that_is_planned_is_recorded(dataset, tmp_path):
+    """As long as the plan and the configs are those of the published tables."""
+    kept = record.RunRecord(ROOT / "benchmark" / "results" / dataset)
+    made = results.Experiments(dataset, tmp_path, kept.content["pace"])
+    assert not list(kept.mismatches({(t.method, t.seed): made.settings(t) for t in made.tasks}))
+    assert all(kept.find(t.method, t.seed) for t in made.tasks)
 
 
 def test_the_originals_losses(tiny, script):

@@ -52,7 +52,9 @@ def images(normalized: bool):
         yield (normal if normalized else rgb), expected(normal)
 
 
-@pytest.mark.parametrize("options", [["--int8", "--calibrate", "2"], ["--normalize"]])
+@pytest.mark.parametrize(
+    "options", [pytest.param(["--int8", "--calibrate", "2"], marks=pytest.mark.full_width), ["--normalize"]]
+)
 def test_onnx(export, tiny, script, options):
     """One file for four sizes; 2, 3 and 6 do not divide the feature maps of some."""
     ort, onnx = (pytest.importorskip(name, reason=REASON) for name in ("onnxruntime", "onnx"))

@@ -1,6 +1,7 @@
 """The mathematics of the losses: golden values, and what must never change them."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from model.distill.features import mse
 from model.distill.logits import kl
 from model.labels import Labels, reserved_labels, sample_labels
 from model.loss import cross_entropy
-from util.data.batch import Batch
+from util.data.batch import ToDevice
 
 VOID = 255
 
@@ -132,16 +133,20 @@ def test_cross_entropy_upsamples_to_the_labels():
     assert cross_entropy(logits, labels_of(label)).item() == pytest.approx(expected, rel=1e-5)
 
 
+def batches(label, ignore_label, mask="labelled", parts=1):
+    data, train = SimpleNamespace(mean=[0.0] * 3, std=[1.0] * 3), SimpleNamespace(accumulate=parts)
+    train.ignore_label = ignore_label
+    to_device = ToDevice(data, train, mask, {1, 8}, torch.device("cpu"))
+    return to_device((torch.zeros(*label.shape, 3, dtype=torch.uint8), label, None))
+
+
 def test_shares_of_a_batch_add_up_to_the_whole():
     generator = torch.Generator().manual_seed(2)
     logits, label = torch.randn(4, 5, 9, 9, generator=generator), torch.randint(0, 5, (4, 9, 9), generator=generator)
     label[0, :7] = VOID  # shares of very different weight: a mean of means would differ
-    image = torch.zeros(4, 3, 9, 9)
-    whole = cross_entropy(logits, Batch(image, label, VOID).labels(8))
-    parts = [
-        cross_entropy(part, share.labels(8))
-        for part, share in zip(logits.chunk(2), Batch(image, label, VOID).split(2), strict=True)
-    ]
+    (batch,), shares = batches(label, VOID), batches(label, VOID, parts=2)
+    whole = cross_entropy(logits, batch.labels[8])
+    parts = [cross_entropy(part, share.labels[8]) for part, share in zip(logits.chunk(2), shares, strict=True)]
     assert torch.stack(parts).mean().item() == pytest.approx(whole.item(), rel=1e-6)
     means = [cross_entropy(p, labels_of(y)).item() for p, y in zip(logits.chunk(2), label.chunk(2), strict=True)]
     assert sum(means) / 2 != pytest.approx(whole.item(), rel=1e-4)
@@ -149,12 +154,12 @@ def test_shares_of_a_batch_add_up_to_the_whole():
 
 @pytest.mark.parametrize("ignore", [255, 254, 11])
 def test_what_counts_where(ignore):
-    """Labelled, void, padding, unlabelled: supervised_losses terms see the first, the others what DISTILL.mask says."""
+    """Labelled, void, padding, unlabelled: supervised terms see the first, the others what DISTILL.mask says."""
     padding, unlabelled = reserved_labels(ignore)
     assert len({padding, unlabelled, ignore}) == 3 and min(padding, unlabelled) >= 253
     label = torch.tensor([[[3, ignore], [padding, unlabelled]]])
-    batch = Batch(torch.zeros(1, 3, 2, 2), label, ignore)
-    assert batch.labels(8).mask.tolist() == [[[True, False], [False, False]]] and batch.labels(8).count == 1
-    assert batch.valid(8).mask.tolist() == [[[True, False], [False, True]]] and batch.valid(8).count == 2
-    everywhere = Batch(torch.zeros(1, 3, 2, 2), label, ignore, "unpadded")
-    assert everywhere.valid(8).mask.tolist() == [[[True, True], [False, True]]] and everywhere.labels(8).count == 1
+    (batch,) = batches(label, ignore)
+    assert batch.labels[8].mask.tolist() == [[[True, False], [False, False]]] and batch.labels[8].count == 1
+    assert batch.valid[8].mask.tolist() == [[[True, False], [False, True]]] and batch.valid[8].count == 2
+    (everywhere,) = batches(label, ignore, "unpadded")
+    assert everywhere.valid[8].mask.tolist() == [[[True, True], [False, True]]] and everywhere.labels[8].count == 1

@@ -5,7 +5,6 @@ import torch
 from conftest import CLASSES, tiny_pspnet
 
 from model import backbone
-from model.conv import WideConv2d
 from model.pspnet import PSPNet
 from util import checkpoint, network
 from util.errors import UserError
@@ -86,22 +85,6 @@ def test_frozen_network_is_the_same_function():
     frozen = tiny_pspnet().freeze()
     assert not frozen.training and not any(p.requires_grad for p in frozen.parameters())
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in frozen.modules())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_wide_convolution_is_a_plain_one(dtype):
-    torch.manual_seed(0)
-    wide = WideConv2d(1100, 6, 3, padding=1, bias=False).to(dtype)
-    plain = torch.nn.Conv2d(1100, 6, 3, padding=1, bias=False).to(dtype)
-    plain.load_state_dict(wide.state_dict())
-    results = []
-    for conv in (wide, plain):
-        x = torch.randn(2, 1100, 5, 6, dtype=dtype, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        y = conv(x)
-        y.square().sum().backward()
-        results.append((y, x.grad, conv.weight.grad))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs)
 
 
 def save(net, path, **changes):

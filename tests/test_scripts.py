@@ -190,7 +190,7 @@ def test_bad_label_stops_with_its_name_and_value(tiny, fails, workers):
         source[3, 3] = 9
         Image.fromarray(source).save(tiny.out / f"bad{i}.png")
     (tiny.out / "list.txt").write_text("".join(f"{tiny.root}/train0.jpg {tiny.out}/bad{i}.png\n" for i in range(4)))
-    options = ["DATA.train_list", tiny.out / "list.txt", "DATA.allow_outside", "True", "TRAIN.workers", workers]
+    options = ["DATA.train_list", tiny.out / "list.txt", "TRAIN.workers", workers]
     line = fails("train_18.py", "--config", tiny.path, *options)
     assert re.search(r"bad\d\.png holds the value 9", line)
 

@@ -47,7 +47,8 @@ class Run:
         self.val = lists.scored_list(cfg.data.val_list, "DATA.val_list", cfg.data)
         optimizer = build_optimizer(cfg.train, model)
         self.progress = resume(cfg, model, optimizer)
-        self.data = TrainData(cfg.data, cfg.train, self.progress.seed, teacher and teacher.cache)
+        cache = teacher.cache if teacher and not cfg.check else None
+        self.data = TrainData(cfg.data, cfg.train, self.progress.seed, cache)
         self.sampler = ResumableBatchSampler(self.data, self.progress.step)
         self.stepper = Stepper(cfg.train, model, optimizer, losses, weights, self.sampler.per_epoch, cfg.data.classes)
         mask = cfg.distill.mask if cfg.distill else "labelled"
@@ -113,11 +114,9 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
         metrics.load_state(progress.partial)
         progress.partial = None
     stepper.model.train()
-    dropout_seeds = seeds.generator(seeds.Stream.DROPOUT, progress.seed, distributed.rank(), epoch).integers(
-        2**63, size=steps
-    )
+    dropout = dropout_seeds(progress.seed, epoch, steps)
     for i in tqdm(range(first, steps + 1), title, steps, leave=False, disable=recorder.no_bar, initial=first - 1):
-        stepper.step(run.to_device(next(run.batches)), progress.step, int(dropout_seeds[i - 1]))
+        stepper.step(run.to_device(next(run.batches)), progress.step, dropout[i - 1])
         progress.step += 1
         if i % train.print_freq == 0 and i < steps:
             rate = train.batch_size * (i - first + 1) / (time.perf_counter() - start)
@@ -158,6 +157,12 @@ def finish_epoch(run: Run, epoch: int, line: dict[str, float]) -> None:
         progress.save(f"train_epoch_{epoch}.pth")
     if not last and run.interrupt.stop_requested(sync=True):  # requested in the last step of the epoch
         _stop(run, f"stopped after epoch {epoch}; the same command resumes", saved=due)
+
+
+def dropout_seeds(seed: int, epoch: int, steps: int) -> list[int]:
+    """A seed for each step of an epoch on this rank."""
+    generator = seeds.generator(seeds.Stream.DROPOUT, seed, distributed.rank(), epoch)
+    return generator.integers(2**63, size=steps).tolist()
 
 
 def _stop(run: Run, text: str, saved: bool = False) -> None:

@@ -1,0 +1,103 @@
+"""Make dataset/animals, seven classes of PASCAL VOC 2012: background, cat, cow, dog, horse, person and sheep.
+
+    python dataset/animals/prepare.py dataset/voc2012
+
+The folder holds image/NAME.jpg and label/NAME.png with VOC's 21 classes, as
+dataset/voc2012/prepare.py leaves them; the size is kept: official images have a longer side of 500,
+a copy made smaller is taken as it is. split/ holds the names of the images, each with an animal in
+it. Links image/ and writes label/ (palette PNGs of the seven classes; the other classes become 255,
+void) and list/: train_aug.txt (3,131 images), train.txt (the 437 of them in VOC's own train),
+unlabelled.txt (the 2,694 others, without labels) and val.txt (445).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from util.data.decode import read_image, read_label  # noqa: E402
+from util.data.lists import read_text  # noqa: E402
+from util.errors import UserError  # noqa: E402
+from util.files import atomic_write, replace_text  # noqa: E402
+
+HERE = ROOT / "dataset" / "animals"
+NAMES = (HERE / "animals_names.txt").read_text().split()
+VOC_NAMES = (ROOT / "dataset" / "voc2012" / "voc2012_names.txt").read_text().split()
+VOID = 255
+
+
+def present(source: Path, folder: str, suffix: str, names: set[str]) -> None:
+    """Raises UserError unless source/folder holds a file of each name."""
+    try:
+        missing = names - {path.stem for path in (source / folder).iterdir() if path.suffix == suffix}
+    except OSError:
+        raise UserError(f"{source} has no folder {folder}/; make dataset/voc2012 first and name it") from None
+    if missing:
+        path = source / folder / f"{min(missing)}{suffix}"
+        raise UserError(f"{path} does not exist, nor do {len(missing) - 1} more; make {source} whole")
+
+
+def remap(source: Path, out: Path, names: list[str]) -> None:
+    """Write out/label. Raises UserError for an image or a label that cannot be read, or is not of VOC's classes."""
+    table = np.full(256, VOID, np.uint8)
+    table[[VOC_NAMES.index(name) for name in NAMES]] = range(len(NAMES))
+    colors = np.full((256, 3), (224, 224, 192), np.uint8)
+    colors[: len(NAMES)] = np.loadtxt(HERE / "animals_colors.txt", dtype=np.uint8)
+    for name in tqdm(names, "labels", unit="", disable=None):
+        path = source / "label" / f"{name}.png"
+        shape = read_image(source / "image" / f"{name}.jpg").shape[:2]
+        label = table[read_label(path, shape, len(VOC_NAMES), VOID)]
+        if not np.any((label > 0) & (label < VOID)):  # every name was chosen for an animal
+            raise UserError(f"{path} holds none of {', '.join(NAMES[1:])}; name a folder with VOC's 21 classes")
+        picture = Image.fromarray(label, "P")
+        picture.putpalette(colors.tobytes())
+        with atomic_write(out / "label" / f"{name}.png") as file:
+            picture.save(file, "PNG")
+
+
+def prepare(source: Path, out: Path, split: Path) -> None:
+    if source.resolve() == out.resolve():
+        raise UserError(f"{source} is what this script makes; name the folder of VOC's images and labels")
+    lists = {
+        name: [line.strip() for line in read_text(split / f"{name}.txt", "--split") if line.strip()]
+        for name in ("train_aug", "train", "val")
+    }
+    names = {name for entries in lists.values() for name in entries}
+    for folder, suffix in (("image", ".jpg"), ("label", ".png")):
+        present(source, folder, suffix, names)
+    for folder in ("label", "list"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for path in (out / "list").iterdir():  # what they list may have been made from another source
+        path.unlink()
+    (out / "image").unlink(missing_ok=True)
+    (out / "image").symlink_to((source / "image").resolve(), target_is_directory=True)
+    remap(source, out, sorted(names))
+    lines = {name: [f"image/{n}.jpg label/{n}.png" for n in entries] for name, entries in lists.items()}
+    labelled = set(lists["train"])
+    lines["unlabelled"] = [f"image/{n}.jpg" for n in lists["train_aug"] if n not in labelled]
+    for name, entries in lines.items():  # last: whoever finds a list finds all that it names
+        replace_text(out / "list" / f"{name}.txt", "".join(f"{entry}\n" for entry in entries))
+        print(f"{out / 'list' / name}.txt: {len(entries)} images")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, default=HERE, help="default: %(default)s")
+    parser.add_argument("--split", type=Path, default=HERE / "split", help="folder of names; default: %(default)s")
+    arguments = parser.parse_args()
+    try:
+        prepare(arguments.folder, arguments.out, arguments.split)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
