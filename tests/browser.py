@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its DevTools protocol through two pipes: no driver, no port, no package."""
+"""A headless Chromium, controlled by its DevTools protocol over two pipes: no driver, no port, no package."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE = 60  # seconds until an answer is overdue; a loaded machine is slow
+TIMEOUT = 60  # seconds; a loaded machine is slow
 
 
 def find() -> str | None:
@@ -18,12 +18,12 @@ def find() -> str | None:
 
 
 class Browser:
-    """One page. `errors` are its uncaught exceptions and console errors, `requests` the addresses that it asked for."""
+    """One page. errors: its uncaught exceptions and console errors; requests: the URLs that it requested."""
 
     def __init__(self, profile: Path):
         (child_in, self.write_fd), (self.read_fd, child_out) = os.pipe(), os.pipe()
 
-        def wire() -> None:  # Chromium reads commands from 3 and answers on 4
+        def connect() -> None:  # Chromium reads commands from 3 and answers on 4
             source, sink = os.dup(child_in), os.dup(child_out)
             os.dup2(source, 3)
             os.dup2(sink, 4)
@@ -31,7 +31,7 @@ class Browser:
         flags = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --remote-debugging-pipe --no-first-run"
         self.process = subprocess.Popen(
             [find(), *flags.split(), f"--user-data-dir={profile}"],
-            preexec_fn=wire,
+            preexec_fn=connect,
             close_fds=False,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -62,7 +62,7 @@ class Browser:
 
     def _message(self) -> dict[str, Any]:
         while b"\0" not in self.buffer:
-            assert select.select([self.read_fd], [], [], PATIENCE)[0], "the browser does not answer"
+            assert select.select([self.read_fd], [], [], TIMEOUT)[0], "the browser does not answer"
             part = os.read(self.read_fd, 1 << 20)
             assert part, "the browser ended"
             self.buffer += part
@@ -91,13 +91,13 @@ class Browser:
 
     def wait(self, condition: str) -> None:
         """Until a JavaScript expression is true."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while not self.run(condition):
             assert time.monotonic() < end, f"never came: {condition}"
             time.sleep(0.02)
 
     def click(self, selector: str, number: int = 0) -> None:
-        """Press the mouse in the middle of the number-th element that matches, as a person would."""
+        """A mouse click on the centre of the number-th element that matches."""
         x, y = self.run(
             f"(() => {{ const e = document.querySelectorAll({json.dumps(selector)})[{number}]; e.scrollIntoView("
             "{block: 'center', behavior: 'instant'}); const b = e.getBoundingClientRect();"
@@ -112,7 +112,7 @@ class Browser:
 
     def close(self) -> None:
         self.session = None
-        self.call("Browser.close")  # which ends its child processes, too; a kill would leave them to find out
-        self.process.wait(PATIENCE)
+        self.call("Browser.close")  # also ends its child processes, which a kill would leave behind
+        self.process.wait(TIMEOUT)
         os.close(self.write_fd)
         os.close(self.read_fd)

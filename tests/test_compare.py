@@ -1,4 +1,4 @@
-"""tool/report/compare.py: its numbers, its files, and what it refuses."""
+"""tool/report/compare.py: its numbers, files and errors."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ def folders(root):
 
 @pytest.fixture
 def copy(runs, tmp_path):
-    """The runs, to be spoiled."""
+    """A copy of the runs that a test may change."""
     return shutil.copytree(runs, tmp_path / "exp")
 
 
@@ -55,7 +55,7 @@ def test_report(runs, dataset, script, tmp_path):
 
 
 def test_bootstrap_is_the_plain_one():
-    """Against drawing images one by one; a class that a draw lacks does not count there, one never seen counts 0."""
+    """Against repeating images one by one; a class absent from a sample does not count there, one never seen is 0."""
     rng = np.random.default_rng(3)
     hit = rng.integers(0, 9, (2, 5, 3))
     pixels = np.stack([hit, hit + rng.integers(1, 5, hit.shape), hit + rng.integers(0, 5, hit.shape)], 2)
@@ -76,13 +76,40 @@ def test_bootstrap_is_the_plain_one():
 
 
 def test_blocks_are_drawn_whole():
-    """Stretches of 4 of 10 images: each draw has 10 images; 0 and 9 are neighbours."""
+    """Blocks of 4 of 10 images: each sample has 10 images; 9 and 0 are neighbours."""
     draws = bootstrap.draw(10, 500, block=4)
     assert draws.shape == (500, 10) and (draws.sum(1) == 10).all()
     assert draws.mean(0) == pytest.approx(1, abs=0.2)
     together = ((draws > 0) & (np.roll(draws, 1, 1) > 0)).mean()  # neighbours in one draw
     single = bootstrap.draw(10, 500)
     assert together > 1.2 * ((single > 0) & (np.roll(single, 1, 1) > 0)).mean()
+
+
+def test_intervals_of_frames_of_a_video(copy, dataset, script):
+    """Each image ten times in a row, as in a video that hardly moves: no more information than once."""
+
+    def width(*options: str) -> float:
+        result = script("tool/report/compare.py", *folders(copy), "--repeats", "0", "--out", copy, *options)
+        assert result.status == 0, result.err
+        low, high = json.loads((copy / "report.json").read_text())["runs"][1]["interval"]
+        return high - low
+
+    once = width()
+    frames = [(f"val{i}", f"frame{i}_{number}") for i in range(3) for number in range(10)]
+    for image, frame in frames:
+        for suffix in ("jpg", "png"):
+            shutil.copy(dataset / f"{image}.{suffix}", copy / f"{frame}.{suffix}")
+        for maps in copy.glob("*/result/gray"):
+            shutil.copy(maps / f"{image}.png", maps / f"{frame}.png")
+    (copy / "frames.txt").write_text("".join(f"{copy}/{frame}.jpg {copy}/{frame}.png\n" for _, frame in frames))
+    for metrics in copy.glob("*/result/metrics.json"):  # counts are ten times as large, scores the same
+        protocol = json.loads(metrics.read_text())["protocol"]
+        edit(metrics, images=30, protocol={**protocol, "list": str(copy / "frames.txt")})
+    independent, blocks = width(), width("--block", "10")
+    assert independent < 0.5 * once and 0.6 * once < blocks < 1.2 * once
+    for metrics in copy.glob("*/result/metrics.json"):
+        edit(metrics, data={**json.loads(metrics.read_text())["data"], "video_block": 10})
+    assert width() == blocks
 
 
 def test_near_border():
@@ -119,6 +146,25 @@ def test_what_is_missing_is_said(copy, script):
     )
 
 
+def test_older_metrics_with_a_key_of_data_that_no_longer_exists(copy, script):
+    metrics = copy / "pspnet18/result/metrics.json"
+    data = json.loads(metrics.read_text())["data"]
+    del data["video_block"]
+    edit(metrics, data={**data, "allow_outside": False})
+    assert script("tool/report/compare.py", *folders(copy), "--repeats", "0", "--out", copy).status == 0
+
+
+def test_a_folder_given_twice_counts_once(copy, script):
+    twice = [copy / "pspnet18", copy / "pspnet50" / ".." / "pspnet18", copy / "pspnet50"]
+    assert script("tool/report/compare.py", *twice, "--repeats", "0", "--out", copy).status == 0
+    assert len(json.loads((copy / "report.json").read_text())["runs"]) == 2
+
+
+def test_block_that_does_not_fit(copy, fails):
+    assert "at least 4 images, not 3" in fails("tool/report/compare.py", *folders(copy), "--block", "2")
+    assert "--block must be 1 or more" in fails("tool/report/compare.py", *folders(copy), "--block", "0")
+
+
 def test_folder_without_metrics(tmp_path, fails):
     assert "result/metrics.json does not exist" in fails("tool/report/compare.py", tmp_path)
 
@@ -145,7 +191,7 @@ def test_broken_runs(copy, fails):
     metrics.write_text(json.dumps(content))
     assert "older test" in fails("tool/report/compare.py", *folders(copy))
     metrics.write_text("{")
-    assert "is no JSON" in fails("tool/report/compare.py", *folders(copy))
+    assert "is not a JSON object" in fails("tool/report/compare.py", *folders(copy))
     metrics.write_text(whole)
     assert "is not one of the runs" in fails("tool/report/compare.py", *folders(copy), "--student", copy)
     shutil.copy(copy / "pspnet50/result/gray/val0.png", copy / "pspnet18/result/gray/val0.png")

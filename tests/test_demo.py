@@ -1,18 +1,13 @@
-"""tool/demo.py: pictures, folders, videos and streams in; maps, colours and overlays out."""
+"""tool/demo.py: pictures, folders and videos in; maps, colours and overlays out."""
 
-import io
 import shutil
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_pspnet
+from conftest import tiny_pspnet
 from PIL import Image
-
-from tool import frames
 
 
 @pytest.fixture
@@ -51,44 +46,20 @@ def test_video(tiny, demo, script):
         writer.write(np.full((48, 64, 3), 40 * i, np.uint8))
     writer.release()
     result = script(*demo, path)
-    assert result.status == 0 and "5 frames" in result.err and "(the source: 12)" in result.err
+    assert result.status == 0 and "5 frames" in result.err and "(source: 12)" in result.err
     video = cv2.VideoCapture(str(tiny.out / "demo" / "clip.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and video.get(cv2.CAP_PROP_FPS) == 12
 
 
-def test_stream_from_stdin_to_stdout(tiny, demo):
-    pictures = [(tiny.root / f"val{i}.jpg").read_bytes() for i in range(3)]
-    command = [sys.executable, "tool/demo.py", "--config", tiny.path, "--out", "-", "-"]
-    result = subprocess.run(command, cwd=ROOT, input=b"".join(pictures), capture_output=True, timeout=300)
-    assert result.returncode == 0 and b"3 frames" in result.stderr, result.stderr
-    shown = list(frames._decode(frames._jpegs(io.BytesIO(result.stdout))))
-    assert len(shown) == 3 and all(frame.shape[1] >= 480 for frame in shown)
-
-
-def test_jpegs_are_split_at_their_ends():
-    """Also with a thumbnail inside, which ends like a picture, with restart reserved_labels, and progressive."""
-    thumbnail = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(thumbnail, "JPEG")
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8))
-    parts = []
-    for options in (
-        {},
-        {"progressive": True},
-        {"restart_marker_blocks": 2},
-        {"exif": b"Exif\0\0" + thumbnail.getvalue()},
-    ):
-        file = io.BytesIO()
-        noise.save(file, "JPEG", **options)
-        parts.append(file.getvalue())
-    assert list(frames._jpegs(io.BytesIO(b"".join(parts)))) == parts
-    assert list(frames._jpegs(io.BytesIO(parts[0] + parts[1][:-9])))[0] == parts[0]  # cut off while being sent
-    assert list(frames._jpegs(io.BytesIO(b"\x89PNG and more"))) == [b"\x89PNG and more"]
-
-
-def test_live_frames_that_came_too_fast_are_counted():
-    taken = list(frames.ahead(iter([np.zeros((2, 2, 3), np.uint8)] * 50), live=True))
-    assert sum(count for _, count in taken) == 50
-    assert len(list(frames.ahead(iter([np.zeros((2, 2, 3), np.uint8)] * 50), live=False))) == 50
+def test_a_video_is_not_overwritten_by_its_overlay(tiny, demo, fails):
+    path = tiny.out / "demo" / "clip.mp4"
+    path.parent.mkdir()
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 12, (64, 48))
+    writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    content = path.read_bytes()
+    assert "name another folder with --out" in fails(*demo, path)
+    assert path.read_bytes() == content
 
 
 def test_what_is_no_picture(tiny, demo, fails):
@@ -96,7 +67,7 @@ def test_what_is_no_picture(tiny, demo, fails):
     (tiny.out / "text.txt").write_text("no picture")
     (tiny.out / "empty").mkdir()
     assert "text.jpg" in fails(*demo, tiny.out / "text.jpg")
-    assert "text.txt is no picture or video" in fails(*demo, tiny.out / "text.txt")
+    assert "text.txt cannot be read as a picture or video" in fails(*demo, tiny.out / "text.txt")
     assert "gone.jpg does not exist" in fails(*demo, tiny.out / "gone.jpg")
     assert "holds no picture" in fails(*demo, tiny.out / "empty")
     assert "name a picture" in fails(*demo, "TEST.flip", "False")

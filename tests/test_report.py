@@ -1,4 +1,4 @@
-"""The report page in a real browser: it draws itself, sorts, filters, steps, and requests nothing."""
+"""The report page in a real browser: it renders, sorts, filters, steps, and requests nothing."""
 
 import browser
 import numpy as np
@@ -31,7 +31,7 @@ def column(chromium, table, number):
 
 
 def shown(chromium):
-    """The image on show and the place in the list, once it is drawn."""
+    """The title of the image shown and its position in the list, once it is drawn."""
     chromium.wait("document.getElementById('scenes').ariaBusy === 'false'")
     assert chromium.run("document.querySelectorAll('#panels canvas').length") == 5  # truth, three runs, what changed
     return chromium.run("document.getElementById('scene-title').innerText.split(':')[0]"), chromium.run(
@@ -72,8 +72,8 @@ def test_sorts_filters_and_steps(page):
     assert chromium.run("document.querySelectorAll('#class-legend button')[3].ariaPressed") == "true"
 
 
-def test_marks_are_where_the_maps_differ(page, dataset):
-    """Columns 6 to 11 are fixed by distillation, 0 to 5 wrong in both, void and the rest unmarked; and backwards."""
+def test_changes_are_marked_where_the_maps_differ(page, dataset):
+    """Columns 6 to 11 are fixed by distillation, 0 to 5 wrong in both, the rest unmarked; reversed: broken."""
     chromium, url = page
     chromium.open(url, 1280, 900)
 
@@ -97,8 +97,8 @@ def test_marks_are_where_the_maps_differ(page, dataset):
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_fits_phone_and_desk_alone(page, width):
-    """Nothing but the file itself is asked for, nothing goes wrong, and only tables scroll sideways."""
+def test_fits_phone_and_desktop_without_requests(page, width):
+    """No request but for the file itself, no error, and only tables scroll sideways."""
     chromium, url = page
     chromium.requests.clear()
     chromium.open(url, width, 800)

@@ -1,20 +1,21 @@
-"""Segment pictures of your own with any checkpoint: class maps, colours, and an overlay with a legend.
+"""Segment your own pictures and videos with any checkpoint: class maps, colours, overlays.
 
-    python tool/demo.py --config FILE IMAGE|FOLDER|VIDEO|CAMERA|- ... [--out FOLDER] [SECTION.key VALUE ...]
+    python tool/demo.py --config FILE IMAGE|FOLDER|VIDEO|CAMERA ... [--out FOLDER] [SECTION.key VALUE ...]
 
-TEST.model_path names the checkpoint. Pictures are predicted as in testing (TEST.*), into gray/NAME.png (class indices),
-color/NAME.png and overlay/NAME.jpg. Videos, cameras (a number) and - (JPEG pictures on stdin) are predicted whole and
-without flip, for speed, into NAME.mp4: every frame, but of a camera, and of - with --live, only the newest.
-With --out - the overlays go to stdout as JPEG pictures, which a player shows:
-
-    ffmpeg -i VIDEO -f image2pipe -c:v mjpeg - | python tool/demo.py --config FILE --out - - | ffplay -f mjpeg -
+TEST.model_path names the checkpoint. Pictures are predicted as in testing (TEST.*) and give
+gray/NAME.png (class indices), color/NAME.png and overlay/NAME.jpg. Frames of a video, or of a
+camera (given by its number), are predicted whole and without flip, for speed, and give NAME.mp4.
+Ctrl-C ends a video and keeps what was written.
 """
 
 import argparse
+import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,22 +24,65 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tool import frames  # noqa: E402
 from tool.report.picture import legend  # noqa: E402
-from util import (  # noqa: E402
-    config,
-    distributed,
-    network,  # noqa: E402
-    run,
-)
+from util import config, distributed, network, run  # noqa: E402
 from util.data.decode import read_image  # noqa: E402
 from util.data.lists import Pair, read_colors, read_names  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.evaluate import predict  # noqa: E402
 from util.evaluate.testing import output_names, write_maps  # noqa: E402
 
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+DEFAULT_RATE = 25.0  # frames a second, where the source gives none
 OPACITY = 0.5  # of the colours over the picture
-SMALLEST = 480  # width of an overlay in pixels; smaller pictures are enlarged, or the legend would dwarf them
+MIN_WIDTH = 480  # of an overlay, in pixels: smaller pictures are enlarged to have room for the legend
+INPUTS = "a picture, a folder, a video or a camera's number"
+
+
+class Stream(NamedTuple):
+    name: str
+    frames: Iterator[NDArray[np.uint8]]  # (H, W, 3) RGB
+    rate: float  # frames a second
+
+
+def find_pictures(source: str) -> list[Path] | None:
+    """The picture file `source`, or those of the folder `source`; None for a video or camera.
+
+    Raises UserError for a path that does not exist and for a folder without pictures.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not found:
+            raise UserError(f"folder {path} holds no picture ({', '.join(sorted(SUFFIXES))})")
+        return found
+    if path.is_file():
+        return [path] if path.suffix.lower() in SUFFIXES or cv2.haveImageReader(str(path)) else None
+    if source.isdigit():
+        return None
+    raise UserError(f"{source} does not exist; name {INPUTS}")
+
+
+def open_stream(source: str) -> Stream:
+    """A video file, or a camera by its number. Raises UserError if it gives no frame."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # the error below replaces OpenCV's messages
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    camera = not Path(source).exists()
+    capture = cv2.VideoCapture(int(source) if camera else source)
+    good, first = capture.read()
+    if not good:
+        problem = f"camera {source} cannot be opened" if camera else f"{source} cannot be read as a picture or video"
+        raise UserError(f"{problem}; name {INPUTS}")
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    name = f"camera{source}" if camera else Path(source).stem
+    return Stream(name, _frames(capture, first), rate if 0 < rate < 1000 else DEFAULT_RATE)
+
+
+def _frames(capture: cv2.VideoCapture, frame: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    good = True
+    while good:
+        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        good, frame = capture.read()
 
 
 class Segmenter:
@@ -55,15 +99,18 @@ class Segmenter:
         return predict.Predictor(self.net, self.cfg, protocol, self.dtype)
 
     def overlay(self, image: NDArray[np.uint8], labels: NDArray[np.uint8], present_only: bool) -> NDArray[np.uint8]:
-        """image (H, W, 3) under the colours of labels (H, W), above a legend: of all classes, or of those there."""
-        factor = max(-(-SMALLEST // image.shape[1]), 1)
+        """image (H, W, 3) blended with the colours of labels (H, W), above a legend.
+
+        The legend lists all classes, or with present_only those in labels, the largest first.
+        """
+        factor = max(-(-MIN_WIDTH // image.shape[1]), 1)
         size = (image.shape[1] * factor, image.shape[0] * factor)
         image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
         colors = cv2.resize(self.palette[labels], size, interpolation=cv2.INTER_NEAREST)
-        mixed = cv2.addWeighted(image, 1 - OPACITY, colors, OPACITY, 0)
-        there = np.argsort(-np.bincount(labels.ravel(), minlength=len(self.names)), kind="stable")
-        listed = there[: len(np.unique(labels))] if present_only else range(len(self.names))
-        return np.concatenate([mixed, legend([(self.names[i], self.palette[i].tolist()) for i in listed], size[0])])
+        blended = cv2.addWeighted(image, 1 - OPACITY, colors, OPACITY, 0)
+        by_area = np.argsort(-np.bincount(labels.ravel(), minlength=len(self.names)), kind="stable")
+        listed = by_area[: len(np.unique(labels))] if present_only else range(len(self.names))
+        return np.concatenate([blended, legend([(self.names[i], self.palette[i].tolist()) for i in listed], size[0])])
 
 
 def label_picture(predictor: predict.Predictor, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -74,7 +121,7 @@ def label_picture(predictor: predict.Predictor, image: NDArray[np.uint8]) -> NDA
 
 
 def segment_pictures(segmenter: Segmenter, paths: list[Path], out: Path) -> None:
-    """Writes maps and overlays under `out`. Files that are no pictures are named at the end, as one UserError."""
+    """Write maps and overlays under `out`; at the end, one UserError names undecodable files."""
     predictor, bad = segmenter.predictor(quick=False), []
     for path, name in zip(paths, output_names([Pair(path, None) for path in paths], out), strict=True):
         try:
@@ -85,67 +132,68 @@ def segment_pictures(segmenter: Segmenter, paths: list[Path], out: Path) -> None
         labels = label_picture(predictor, image)
         write_maps(labels, segmenter.palette, out, name)
         overlay = cv2.cvtColor(segmenter.overlay(image, labels, present_only=True), cv2.COLOR_RGB2BGR)
-        if not cv2.imwrite(str(out / "overlay" / f"{name}.jpg"), overlay, [cv2.IMWRITE_JPEG_QUALITY, 92]):
-            raise UserError(f"cannot write {out}/overlay/{name}.jpg")
+        file = out / "overlay" / f"{name}.jpg"
+        if not cv2.imwrite(str(file), overlay, [cv2.IMWRITE_JPEG_QUALITY, 92]):
+            raise UserError(f"cannot write {file}")
         shares = np.bincount(labels.ravel(), minlength=len(segmenter.names)) / labels.size
-        shown = ", ".join(f"{segmenter.names[i]} {100 * shares[i]:.0f} %" for i in np.argsort(-shares)[:4] if shares[i])
-        print(f"{path}: {shown} -> {out}/overlay/{name}.jpg", flush=True)
+        largest = [f"{segmenter.names[i]} {100 * shares[i]:.0f} %" for i in np.argsort(-shares)[:4] if shares[i]]
+        print(f"{path}: {', '.join(largest)} -> {file}", flush=True)
     if bad:
         raise UserError(f"cannot be decoded as a picture, {len(bad)} of {len(paths)}: {', '.join(bad[:5])}")
 
 
-def segment_stream(segmenter: Segmenter, stream: frames.Stream, sink: frames.VideoFile | frames.Pipe) -> None:
-    """Overlay every frame, or those there is time for; says on stderr how many a second. Ctrl-C ends it well."""
-    predictor, done, seen, start = segmenter.predictor(quick=True), 0, 0, time.perf_counter()
+def segment_video(segmenter: Segmenter, stream: Stream, path: Path) -> None:
+    """Write the overlays of all frames to the MP4 file `path`, and the speed to stderr."""
+    predictor, writer, size, done, start = segmenter.predictor(quick=True), None, (0, 0), 0, time.perf_counter()
     try:
-        for frame, count in frames.ahead(stream.frames, stream.live):
-            sink.write(segmenter.overlay(frame, label_picture(predictor, frame), present_only=False), count)
-            done, seen = done + 1, seen + count
+        for frame in stream.frames:
+            overlay = segmenter.overlay(frame, label_picture(predictor, frame), present_only=False)
+            if writer is None:
+                size = overlay.shape[1] // 2 * 2, overlay.shape[0] // 2 * 2  # the codec needs even sides
+                writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), stream.rate, size)
+                if not writer.isOpened():
+                    raise UserError(f"cannot write the video {path}")
+            writer.write(cv2.cvtColor(cv2.resize(overlay, size), cv2.COLOR_RGB2BGR))
+            done += 1
     except KeyboardInterrupt:
         pass
     finally:
-        sink.close()
+        if writer:
+            writer.release()
     rate = done / (time.perf_counter() - start)
-    dropped = f", {seen - done} dropped" if seen > done else ""
-    print(f"{stream.name}: {done} frames{dropped}, {rate:.1f} a second (the source: {stream.rate:g}) -> {sink.path}",
-          file=sys.stderr)  # fmt: skip
+    print(f"{stream.name}: {done} frames, {rate:.1f} a second (source: {stream.rate:g}) -> {path}", file=sys.stderr)
 
 
 def main() -> None:
     parser = run.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", default="config/voc2012/voc2012_pspnet50_18.yaml", help="default: %(default)s")
-    parser.add_argument("--out", help="folder (default: demo beside TEST.save_folder), or - for stdout")
-    parser.add_argument("--live", action="store_true", help="with -: drop frames that there is no time for")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder, video, camera number, or -")
+    parser.add_argument("--out", type=Path, help="folder (default: demo beside TEST.save_folder)")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help=f"{INPUTS}; then SECTION.key VALUE pairs")
     with run.errors_in_one_line():
         arguments = parser.parse_intermixed_args()
         words = arguments.inputs
-        first = next(
-            (i for i, word in enumerate(words) if re.match(r"(DATA|TRAIN|DISTILL|TEST)\.\w", word)), len(words)
-        )
-        cfg = config.load(arguments.config, words[first:])
-        if not first:
-            raise UserError("name a picture, a folder, a video, a camera's number, or - for stdin; see --help")
-        found = {source: frames.pictures(source) for source in words[:first]}
-        streams = [frames.open_stream(source, arguments.live) for source, paths in found.items() if paths is None]
-        paths = [path for listed in found.values() for path in listed or []]
-        piped = arguments.out == "-"
-        if piped and (paths or len(streams) != 1):
-            raise UserError("--out - takes one video, camera or stdin, and no pictures")
-        out = Path(cfg.test.save_folder).parent / "demo" if arguments.out in (None, "-") else Path(arguments.out)
+        keys = [i for i, word in enumerate(words) if re.match(r"(DATA|TRAIN|DISTILL|TEST)\.\w", word)]
+        sources, overrides = (words[: keys[0]], words[keys[0] :]) if keys else (words, [])
+        cfg = config.load(arguments.config, overrides)
+        if not sources:
+            raise UserError(f"name {INPUTS}; see --help")
+        found = {source: find_pictures(source) for source in sources}
+        streams = [open_stream(source) for source, paths in found.items() if paths is None]
+        pictures = [path for paths in found.values() for path in paths or []]
+        out = arguments.out or Path(cfg.test.save_folder).parent / "demo"
+        videos = [out / f"{stream.name}.mp4" for stream in streams]
+        if len(set(videos)) < len(videos) or {path.resolve() for path in videos} & {Path(s).resolve() for s in sources}:
+            raise UserError(f"videos in {out} would overwrite each other or a source; name another folder with --out")
         segmenter = Segmenter(cfg)
         try:
-            for folder in [out] * bool(streams and not piped) + [
-                out / kind for kind in ("gray", "color", "overlay") if paths
-            ]:
+            for folder in (out, *(out / kind for kind in ("gray", "color", "overlay") if pictures)):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make {out} (--out): {error.strerror}") from None
-        for stream in streams:
-            sink = frames.Pipe() if piped else frames.VideoFile(out / f"{stream.name}.mp4", stream.rate)
-            segment_stream(segmenter, stream, sink)
-        if paths:
-            segment_pictures(segmenter, paths, out)
+        for stream, path in zip(streams, videos, strict=True):
+            segment_video(segmenter, stream, path)
+        if pictures:
+            segment_pictures(segmenter, pictures, out)
 
 
 if __name__ == "__main__":

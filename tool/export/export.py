@@ -1,11 +1,12 @@
-"""Export a network, without its auxiliary head, for any input size, and hold it against PyTorch on real images.
+"""Export a network, without its auxiliary head, to ONNX and compare it with PyTorch on real images.
 
-    python tool/export/export.py --config FILE --to onnx|torchscript|state_dict [--out FILE] [SECTION.key VALUE ...]
+    python tool/export/export.py --config FILE --to onnx|state_dict [--out FILE] [SECTION.key VALUE ...]
 
-TEST.model_path names the checkpoint, TEST.test_list the images. The file takes pictures (N, 3, H, W), normalised, or
-with --normalize as RGB values 0 .. 255, and gives logits of the same size. It is written only if its labels equal
-PyTorch's on 99.99 % of the pixels at each of three sizes. --int8 adds a quantised ONNX file and measures its mIoU.
-What was measured is printed, and written beside the file as JSON. state_dict writes a checkpoint of the plain weights.
+TEST.model_path names the checkpoint, TEST.test_list the images. The ONNX file takes images
+(N, 3, H, W), normalised, or with --normalize as RGB values 0 .. 255, and returns logits of the same
+size. It is written only if its labels equal PyTorch's on 99.99 % of the pixels at each of three
+sizes. --int8 adds a quantised file and measures its mIoU. The measurements are printed, and written
+beside the file as JSON. state_dict writes a checkpoint that holds nothing but the weights.
 """
 
 import argparse
@@ -19,37 +20,32 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from model import pspnet  # noqa: E402
+from model.pspnet import PSPNet  # noqa: E402
 from tool.export import runtime  # noqa: E402
 from tool.export.graph import Exportable  # noqa: E402
-from util import (  # noqa: E402
-    config,
-    distributed,
-    network,  # noqa: E402
-    run,
-)
+from util import config, distributed, network, run  # noqa: E402
 from util.data.lists import Pair, read_list, read_names, scored_list  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.evaluate import predict  # noqa: E402
 from util.evaluate.metric import Scores, confusion_matrix  # noqa: E402
 from util.files import atomic_write  # noqa: E402
 
-AGREEMENT = 0.9999  # of the labels, at each size
-SUFFIX = {"onnx": ".onnx", "torchscript": ".pt", "state_dict": ".pth"}
+MIN_AGREEMENT = 0.9999  # of the labels, at each size
+SUFFIX = {"onnx": ".onnx", "state_dict": ".pth"}
 
 
-def load(cfg: config.Config) -> pspnet.PSPNet:
+def load(cfg: config.Config) -> PSPNet:
     return network.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False).eval()
 
 
 def write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write(content)
     except OSError as error:
         raise UserError(f"cannot write {path} (--out): {error.strerror}") from None
+    print(f"written to {path} ({len(content) / 2**10:,.0f} KiB)")
 
 
 def sizes(base_size: int) -> list[int]:
@@ -57,76 +53,63 @@ def sizes(base_size: int) -> list[int]:
     return [base_size, 2 * base_size // 3 // 8 * 8 + 5, 5 * base_size // 4 // 8 * 8 + 3]
 
 
-def check(net: torch.nn.Module, copy: runtime.Exported, pairs: list[Pair], cfg: config.Config) -> list[dict[str, Any]]:
+def check(net: PSPNet, exported: runtime.ExportedNet, pairs: list[Pair], cfg: config.Config) -> list[dict[str, Any]]:
     """Agreement at each size. Raises UserError where it is too low."""
     rows = []
     for size in sizes(cfg.test.base_size):
-        share = runtime.agreement(net, copy, pairs, cfg, size)
+        share = runtime.agreement(net, exported, pairs, cfg, size)
         print(
             f"longer side {size}: {100 * share:.4f} % of the labels equal PyTorch's on {len(pairs)} images", flush=True
         )
         rows.append({"longer_side": size, "images": len(pairs), "equal_labels": share})
-        if share < AGREEMENT:
+        if share < MIN_AGREEMENT:
             raise UserError(f"the exported network differs from {cfg.test.model_path} at size {size}; nothing written")
     return rows
 
 
 def mean_iou(net: torch.nn.Module, pairs: list[Pair], cfg: config.Config) -> float:
-    """Over the test list, whole images without flip."""
+    """Over the test list, whole images without flip, float32."""
     matrix = torch.zeros(cfg.data.classes, cfg.data.classes, dtype=torch.int64)
     protocol = predict.validation_protocol(cfg)
-    for _, prediction, label in predict.predictions(
-        net, pairs, range(len(pairs)), cfg, protocol, torch.float32, 0, "score"
-    ):
+    found = predict.predictions(net, pairs, range(len(pairs)), cfg, protocol, torch.float32, 0, "score")
+    for _, prediction, label in found:
         matrix += confusion_matrix(prediction.cpu(), label, cfg.data.classes)
     return Scores.of(matrix).mIoU
 
 
-def int8(content: bytes, copy: runtime.Exported, pairs: list[Pair], cfg: config.Config, images: int, path: Path):
-    """Quantise with training images, score both on the test list, write it -> (network, measurements)."""
-    train = read_list(cfg.data.train_list, "DATA.train_list", cfg.data.data_root)
-    calibration = runtime.pictures(runtime.spread(train, images), cfg, not copy.normalize)
-    quantized = runtime.quantize(content, calibration)
-    quantised = runtime.Exported(quantized, "onnx", copy.normalize, cfg.data)
-    before, after = (mean_iou(net, pairs, cfg) for net in (copy, quantised))
-    write(path, quantized)
-    change = f"{100 * before:.2f} -> {100 * after:.2f} % ({100 * (after - before):+.2f})"
-    print(f"int8, calibrated with {min(images, len(train))} training images: mIoU {change} on {len(pairs)} images")
-    print(f"{len(quantized) / 2**20:.1f} MiB written to {path}")
-    return quantised, {"file": str(path), "bytes": len(quantized), "mIoU_float32": before, "mIoU": after}
+def export_state_dict(cfg: config.Config, path: Path) -> None:
+    net, names, buffer = load(cfg), read_names(cfg.data), io.BytesIO()
+    torch.save({"state_dict": net.state_dict(), "layers": net.layers, "stem": net.stem, "classes": names}, buffer)
+    write(path, buffer.getvalue())
 
 
-def export(cfg: config.Config, arguments: argparse.Namespace) -> None:
-    kind, names = arguments.to, read_names(cfg.data)
-    path = arguments.out or Path(cfg.test.model_path).with_suffix(SUFFIX[kind])
-    path = path.with_stem(f"{path.stem}_student") if path == Path(cfg.test.model_path) else path
-    if kind == "onnx":
-        runtime.require_onnx()
-    net, notes = load(cfg), runtime.metadata(cfg, names, arguments.normalize)
-    if kind == "state_dict":
-        buffer = io.BytesIO()
-        torch.save({"state_dict": net.state_dict(), "layers": net.layers, "stem": net.stem, "classes": names}, buffer)
-        write(path, buffer.getvalue())
-        print(f"{len(buffer.getvalue()) / 2**20:.1f} MiB of float32 weights written to {path}")
-        return
+def export_onnx(cfg: config.Config, arguments: argparse.Namespace, path: Path) -> None:
+    runtime.require_onnx()
+    normalize, device = arguments.normalize, distributed.device()
     pairs = scored_list(cfg.test.test_list, "TEST.test_list", cfg.data, labelled=cfg.test.split != "test")
-    if arguments.int8 and cfg.test.split == "test":
-        raise UserError("--int8 measures mIoU, but TEST.split test has no labels")
-    make = runtime.to_onnx if kind == "onnx" else runtime.to_torchscript
-    content = make(Exportable(load(cfg), cfg.data, arguments.normalize), notes)
-    copy = runtime.Exported(content, kind, arguments.normalize, cfg.data)
-    torch.backends.cudnn.allow_tf32 = False  # the labels are to be float32's on a GPU, too
-    rows = check(net.to(distributed.device()), copy, runtime.spread(pairs, arguments.images), cfg)
+    train = read_list(cfg.data.train_list, "DATA.train_list", cfg.data.data_root) if arguments.int8 else []
+    metadata = runtime.metadata(cfg, read_names(cfg.data), normalize)
+    content = runtime.to_onnx(Exportable(load(cfg), cfg.data, normalize), metadata)
+    exported = runtime.ExportedNet(content, normalize, cfg.data)
+    torch.backends.cudnn.allow_tf32 = False  # the labels must be float32's on a GPU, too
+    rows = check(load(cfg).to(device), exported, runtime.evenly_spaced(pairs, arguments.images), cfg)
     write(path, content)
-    print(f"{len(content) / 2**20:.1f} MiB written to {path}")
-    result = {**notes, "file": str(path), "bytes": len(content), "agreement": rows}
-    contenders = {"PyTorch": runtime.plain(load(cfg)), kind: copy}
-    if distributed.device().type == "cpu" and distributed.precision("auto") == torch.bfloat16:
-        contenders["PyTorch bfloat16"] = runtime.plain(load(cfg), torch.bfloat16)
+    result = {**metadata, "file": str(path), "bytes": len(content), "agreement": rows}
+    contenders = {"PyTorch": runtime.pytorch_logits(load(cfg)), "onnx": exported.logits}
+    if device.type == "cpu" and distributed.precision("auto") == torch.bfloat16:
+        contenders["PyTorch bfloat16"] = runtime.pytorch_logits(load(cfg), torch.bfloat16)
     if arguments.int8:
-        small, result["int8"] = int8(content, copy, pairs, cfg, arguments.calibrate, path.with_suffix(".int8.onnx"))
-        contenders["int8"] = small
-    image = torch.from_numpy(next(runtime.pictures(pairs, cfg, True)))
+        chosen = runtime.evenly_spaced(train, arguments.calibrate)
+        content = runtime.quantize(content, runtime.graph_inputs(chosen, cfg, normalize))
+        quantized = runtime.ExportedNet(content, normalize, cfg.data)
+        before, after = (mean_iou(net, pairs, cfg) for net in (exported, quantized))
+        change = f"{100 * before:.2f} -> {100 * after:.2f} % ({100 * (after - before):+.2f})"
+        print(f"int8, calibrated with {len(chosen)} training images: mIoU {change} on {len(pairs)} images")
+        file = path.with_suffix(".int8.onnx")
+        write(file, content)
+        result["int8"] = {"file": str(file), "bytes": len(content), "mIoU_float32": before, "mIoU": after}
+        contenders["int8"] = quantized.logits
+    image = torch.from_numpy(next(runtime.graph_inputs(pairs, cfg, normalize)))
     result["ms"] = runtime.latencies(contenders, image)
     result |= {"threads": torch.get_num_threads(), "image": list(image.shape)}
     times = ", ".join(f"{name} {value:.1f}" for name, value in result["ms"].items())
@@ -137,20 +120,32 @@ def export(cfg: config.Config, arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = run.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", default="config/voc2012/voc2012_pspnet50_18.yaml", help="default: %(default)s")
-    parser.add_argument("--to", choices=list(SUFFIX), required=True)
+    parser.add_argument("--to", metavar="|".join(SUFFIX), required=True, help="the format")
     parser.add_argument("--out", type=Path, help="the file (default: beside the checkpoint)")
     parser.add_argument("--normalize", action="store_true", help="the graph takes RGB 0 .. 255 and normalises it")
-    parser.add_argument("--int8", action="store_true", help="with --to onnx: quantise, too, and measure its mIoU")
+    parser.add_argument("--int8", action="store_true", help="also quantise the ONNX file and measure its mIoU")
     parser.add_argument("--images", type=int, default=8, help="to compare with PyTorch on (default: %(default)s)")
     parser.add_argument("--calibrate", type=int, default=64, help="images for --int8 (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="SECTION.key VALUE")
     with run.errors_in_one_line():
         arguments = parser.parse_intermixed_args()
-        if arguments.int8 and arguments.to != "onnx":
-            raise UserError("--int8 goes with --to onnx")
+        if arguments.to not in SUFFIX:
+            raise UserError(f"--to takes onnx (which replaces TorchScript) or state_dict, not {arguments.to}")
+        if arguments.to != "onnx" and (arguments.int8 or arguments.normalize):
+            raise UserError("--int8 and --normalize need --to onnx")
         if min(arguments.images, arguments.calibrate) < 1:
             raise UserError("--images and --calibrate must be 1 or more")
-        export(config.load(arguments.config, arguments.overrides), arguments)
+        cfg = config.load(arguments.config, arguments.overrides)
+        if arguments.int8 and cfg.test.split == "test":
+            raise UserError("--int8 measures mIoU, but TEST.split test has no labels")
+        checkpoint = Path(cfg.test.model_path)
+        path = arguments.out or checkpoint.with_suffix(SUFFIX[arguments.to])
+        if path == checkpoint:
+            path = path.with_stem(f"{path.stem}_student")
+        if arguments.to == "onnx":
+            export_onnx(cfg, arguments, path)
+        else:
+            export_state_dict(cfg, path)
 
 
 if __name__ == "__main__":

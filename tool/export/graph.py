@@ -1,4 +1,4 @@
-"""The network as it is exported: picture in, logits of the same size out, at any size, in one fixed graph."""
+"""The exported network: image in, logits of the same size out, in one graph for all sizes."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from util.config import Data
 
 
 def _averages(size: int, bins: int, like: Tensor) -> Tensor:
-    """(bins, size): row i averages positions floor(i size / bins) .. ceil((i + 1) size / bins) - 1."""
+    """(bins, size): row i averages floor(i size / bins) .. ceil((i + 1) size / bins) - 1."""
     start = torch.arange(bins, device=like.device)[:, None] * size
     first, end = start // bins, (start + size + bins - 1) // bins
     position = torch.arange(size, device=like.device)[None]
@@ -17,10 +17,10 @@ def _averages(size: int, bins: int, like: Tensor) -> Tensor:
 
 
 class AdaptiveAvgPool(nn.Module):
-    """nn.AdaptiveAvgPool2d as two products with matrices that the graph itself makes from the input's size.
+    """nn.AdaptiveAvgPool2d as two products with matrices computed from the input's size.
 
-    ONNX has no adaptive pooling. Exporters write it as pooling with a fixed kernel, which is another thing as soon as
-    `bins` does not divide the size, and right for one size only.
+    ONNX has no adaptive pooling. Exporters replace it by pooling with a fixed kernel, which is
+    correct for a single input size, and only if `bins` divides it.
     """
 
     def __init__(self, bins: int):
@@ -34,10 +34,10 @@ class AdaptiveAvgPool(nn.Module):
 
 
 class Exportable(nn.Module):
-    """image (N, 3, H, W) float32 -> logits (N, classes, H, W), for any H and W from 9 up.
+    """image (N, 3, H, W) float32 -> logits (N, classes, H, W), for H and W of 9 or more.
 
-    Takes `net` over: frozen, without its auxiliary head, its pooling replaced. normalize: the graph takes RGB values
-    0 .. 255 and normalises them by itself; otherwise they come as (RGB - mean) / std.
+    Changes `net`: it is frozen, loses its auxiliary head, and its pooling is replaced. normalize:
+    the graph takes RGB values 0 .. 255 and normalises them; otherwise it takes (RGB - mean) / std.
     """
 
     def __init__(self, net: PSPNet, data: Data, normalize: bool):

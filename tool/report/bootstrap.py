@@ -1,4 +1,4 @@
-"""Intervals for mIoU by the bootstrap over images (Efron, 1979): what another draw of images might have given."""
+"""Intervals for mIoU by the bootstrap over images (Efron, 1979)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,10 +9,11 @@ LEVEL = 0.95
 
 
 def draw(images: int, resamples: int, block: int = 1, seed: int = 0) -> NDArray[np.float64]:
-    """(resamples, images): how often each image is in a draw of as many images, with replacement.
+    """(resamples, images): how often each image is in a sample of `images`, with replacement.
 
-    block: images drawn together, as stretches of the list that go on at its beginning (the circular block bootstrap,
-    Politis and Romano, 1992): neighbours in a video are not independent.
+    block: consecutive images that are drawn together, since neighbours in a video are not
+    independent; the list continues at its beginning (circular block bootstrap, Politis and Romano,
+    1992).
     """
     rng = np.random.default_rng(seed)
     if block == 1:
@@ -23,10 +24,11 @@ def draw(images: int, resamples: int, block: int = 1, seed: int = 0) -> NDArray[
 
 
 def resampled_iou(pixels: NDArray[np.int64], resamples: int, block: int = 1, seed: int = 0) -> NDArray[np.float64]:
-    """IoU of each class in `resamples` draws of as many images, the same draws for every run; block: see `draw`.
+    """IoU of each class in `resamples` samples of the images, the same for every run.
 
-    pixels: (runs, images, 3 kinds, classes) -> (resamples, runs, classes). A class that a draw lacks is NaN there, so
-    that it does not pull that draw's mean down; one that all images lack is 0, as it is in metrics.json.
+    pixels: (runs, images, 3 kinds, classes) -> (resamples, runs, classes). block: see `draw`. A
+    class that is absent from a sample is NaN there, so that it does not lower that sample's mean;
+    one that is absent from all images is 0, as in metrics.json.
     """
     runs, images, kinds, classes = pixels.shape
     draws = draw(images, resamples, block, seed)
@@ -40,5 +42,5 @@ def resampled_iou(pixels: NDArray[np.int64], resamples: int, block: int = 1, see
 
 
 def interval(values: NDArray[np.float64]) -> list[float]:
-    """The percentiles that hold the middle LEVEL of `values` (resamples,); NaN and infinity do not count."""
+    """[low, high] around the middle LEVEL of `values` (resamples,), without NaN and infinity."""
     return np.percentile(values[np.isfinite(values)], [50 * (1 - LEVEL), 50 * (1 + LEVEL)]).tolist()

@@ -1,10 +1,10 @@
-"""Compare finished runs: scores with intervals, gains class by class, cost, and a page to look at.
+"""Compare tested runs: scores with intervals, gains by class, cost, and an HTML page.
 
     python tool/report/compare.py exp/shapes/pspnet50 exp/shapes/pspnet18 exp/shapes/pspnet50_18 [--out FOLDER]
 
-EXP is the folder of a tested run: result/metrics.json and result/gray, and model/metrics.jsonl for the curves. Prints
-Markdown, and writes report.md, report.json and report.html, one file that needs no network, to FOLDER: by default the
-one that holds all runs.
+EXP is the folder of a tested run: result/metrics.json, result/gray, and model/metrics.jsonl for the
+curves. Prints Markdown, and writes report.md, report.json and report.html (one file that works
+offline) to FOLDER, by default the one that holds all runs.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def _number(value: float | None, scale: float = 1, digits: int = 1) -> str:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Markdown: the first column to the left, the others to the right, padded for reading in a terminal."""
+    """Markdown, padded for a terminal: first column left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [[header[0].ljust(widths[0]), *(h.rjust(w) for h, w in zip(header[1:], widths[1:], strict=True))]]
     lines.append(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
@@ -43,7 +43,7 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def headline(report: dict[str, Any]) -> str:
-    """Whether distillation helped, in a sentence or two."""
+    """The main result in one to three sentences."""
     roles, best = [run["role"] for run in report["runs"]], report["runs"][report["best"]]
     if {"teacher", "student", "distilled"} <= set(roles):
         teacher, student = (report["runs"][roles.index(role)] for role in ("teacher", "student"))
@@ -53,7 +53,7 @@ def headline(report: dict[str, Any]) -> str:
         low, high = (_percent(value, sign="+", digits=1) for value in change["interval"])
         gain = f"mIoU {means} by {how}: {_percent(change['mIoU'], sign='+', digits=1)} points ({low} … {high}). "
         if change["interval"][0] <= 0 <= change["interval"][1]:
-            gain += "Other images might have turned that round. "
+            gain += "The interval includes zero. "
         return gain + verdict(teacher["mIoU"], student["mIoU"], best["mIoU"])
     score = _percent(best["mIoU"], best["interval"], digits=1)
     return f"{best['title']} has the highest mIoU of {len(roles)} runs, {score} %."
@@ -102,10 +102,12 @@ def reading(report: dict[str, Any], setting: str) -> list[str]:
     """How to read the tables: what was measured, and on what."""
     low, high = report["border_pixels"]
     width = f"{low}" if low == high else f"{low} to {high}"
+    unit = "images" if report["block"] == 1 else f"blocks of {report['block']} consecutive images"
     return [
-        f"- {report['images']} images of {report['list']}. Intervals: {100 * bootstrap.LEVEL:.0f} %, by bootstrap over "
-        f"images ({report['resamples']} draws, the same for all runs, so differences are paired). They speak of other "
-        "images of this kind, not of other seeds, and are too narrow where images are frames of one video.",
+        f"- {report['images']} images of {report['list']}. Intervals: {100 * bootstrap.LEVEL:.0f} %, bootstrap over "
+        f"{unit} ({report['resamples']} resamples, the same for all runs, so differences are paired). They include the "
+        "variation between images of this kind, not that between training seeds. Images of one video are not "
+        "independent: --block N resamples N consecutive ones together.",
         f"- Gains are against {report['runs'][report['baseline']]['title']}, in percentage points.",
         f"- Border: pixels within {width} px of another label, {_percent(report['border_share'], digits=0)} % of those "
         "that count; inside: the rest. Fixed: wrong before, right after; broken: the reverse.",
@@ -114,35 +116,43 @@ def reading(report: dict[str, Any], setting: str) -> list[str]:
     ]
 
 
+def block_size(entries: list[runs.Run], given: int | None) -> int:
+    """How many consecutive images to resample together: `given`, else DATA.video_block.
+
+    Raises UserError where the images are fewer than two blocks: all resamples would be nearly the
+    whole list, and the intervals far too narrow.
+    """
+    block, images = given or max(run.data.video_block for run in entries), entries[0].metrics["images"]
+    if block > 1 and 2 * block > images:
+        raise UserError(f"blocks of {block} images need at least {2 * block} images, not {images}; set --block lower")
+    return block
+
+
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("exp", nargs="+", type=Path, metavar="EXP")
-    parser.add_argument("--out", type=Path, help="where the report goes (default: the folder that holds all EXP)")
-    parser.add_argument(
-        "--teacher", type=Path, metavar="EXP", help="which run is the teacher, where depths do not tell"
-    )
-    parser.add_argument("--student", type=Path, metavar="EXP", help="which run is the student alone")
-    parser.add_argument("--scenes", type=int, default=24, help="images in the page (default: %(default)s)")
-    parser.add_argument(
-        "--resamples", type=int, default=2000, help="of the bootstrap, 100 or more (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--border",
-        type=float,
-        default=0.01,
-        help="width near borders, as a share of the diagonal (default: %(default)s)",
-    )
-    parser.add_argument("--repeats", type=int, default=5, help="timed passes; 0 leaves time out (default: %(default)s)")
+    option = parser.add_argument
+    option("exp", nargs="+", type=Path, metavar="EXP")
+    option("--out", type=Path, help="where the report goes (default: the folder that holds all EXP)")
+    option("--teacher", type=Path, metavar="EXP", help="which run is the teacher, if depths do not tell")
+    option("--student", type=Path, metavar="EXP", help="which run is the student alone")
+    option("--scenes", type=int, default=24, help="images in the page (default: %(default)s)")
+    option("--resamples", type=int, default=2000, help="of the bootstrap, 100 or more (default: %(default)s)")
+    option("--block", type=int, metavar="N", help="consecutive images resampled together (default: DATA.video_block)")
+    option("--border", type=float, default=0.01, help="border width by the image's diagonal (default: %(default)s)")
+    option("--repeats", type=int, default=5, help="timed passes; 0 leaves time out (default: %(default)s)")
     with errors_in_one_line():
         arguments = parser.parse_args()
         if arguments.resamples < 100 or arguments.scenes < 0 or arguments.repeats < 0 or not 0 < arguments.border < 1:
             raise UserError("--resamples must be 100 or more, --scenes and --repeats 0 or more, --border in 0 .. 1")
+        if arguments.block is not None and arguments.block < 1:
+            raise UserError("--block must be 1 or more")
         entries = runs.read_all(arguments.exp, arguments.teacher, arguments.student)
+        block = block_size(entries, arguments.block)
         pairs = runs.pairs_of(entries[0])
         size = cost.input_size(entries[0], pairs[0].image)
         costs = cost.measure(entries, size, arguments.repeats)
         counts = runs.count(entries, pairs, arguments.border)
-        report = summary.plain(summary.summarise(entries, counts, costs, arguments.resamples))
+        report = summary.plain(summary.summarise(entries, counts, costs, arguments.resamples, block))
         report["title"] = f"Report on {Path(entries[0].data.names_path).stem.removesuffix('_names')}"
         report["headline"] = headline(report)
         report["reading"] = reading(report, cost.setting(size))

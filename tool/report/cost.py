@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,16 +14,17 @@ from util.data.decode import read_image
 from util.evaluate.predict import resize
 
 
-def input_size(first: Run, image) -> tuple[int, int]:
-    """(height, width) of `image` as it is tested at scale 1."""
+def input_size(first: Run, image: Path) -> tuple[int, int]:
+    """(height, width) at which `image` is tested at scale 1."""
     return resize(read_image(image).astype("float32"), 1.0, first.metrics["protocol"]["base_size"]).shape[:2]
 
 
 def measure(runs: list[Run], size: tuple[int, int], repeats: int) -> list[dict[str, Any] | None]:
-    """For each run, parameters, GFLOP (a multiply-add is two) and the median milliseconds of a forward pass.
+    """Parameters, GFLOP (a multiply-add is two) and median ms of a forward pass, for each run.
 
-    The auxiliary head, which testing does without, is not counted. One image of `size` without flip; networks of one
-    shape are timed once, and take turns. repeats 0 leaves the time out; a run whose checkpoint is gone gives None.
+    One image of `size`, without flip and without the auxiliary head, as in testing. Networks of the
+    same structure are timed once, alternately with the others. repeats 0 leaves the time None; a
+    run whose checkpoint does not exist gives None.
     """
     device, dtype = distributed.device(), distributed.precision("auto")
     image = torch.randn(1, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
@@ -37,23 +39,23 @@ def measure(runs: list[Run], size: tuple[int, int], repeats: int) -> list[dict[s
             parameters = sum(parameter.numel() for parameter in net.parameters())
             net.to(device).eval()
             with FlopCounterMode(display=False) as counter, torch.inference_mode():
-                net(image)  # before its convolutions are fused: the counter does not know those
+                net(image)  # before freezing: the counter does not know fused convolutions
             counted[keys[-1]] = {"parameters": parameters, "GFLOP": counter.get_total_flops() / 1e9}
             nets[keys[-1]] = net.freeze(dtype)
     times = {key: [] for key in nets}
-    for turn in range(repeats + 1 if repeats else 0):  # the first one warms up
+    for repeat in range(repeats + 1 if repeats else 0):  # the first one warms up
         for key, net in nets.items():
             start = time.perf_counter()
             with torch.inference_mode(), distributed.autocast(dtype):
-                net(image.to(dtype)).logits.float().sum().item()  # which waits for a GPU
-            if turn:
+                net(image.to(dtype)).logits.float().sum().item()  # item() waits for the GPU
+            if repeat:
                 times[key].append(1000 * (time.perf_counter() - start))
     return [key and {**counted[key], "ms": statistics.median(times[key]) if repeats else None} for key in keys]
 
 
 def setting(size: tuple[int, int]) -> str:
-    """Where and how `measure` measured, in words."""
-    where = f"CPU ({torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)})"
+    """The conditions of `measure`, in words."""
+    device = f"CPU ({torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)})"
     if distributed.device().type == "cuda":
-        where = torch.cuda.get_device_name()
-    return f"one {size[1]}x{size[0]} image on the {where}, {str(distributed.precision('auto'))[6:]}"
+        device = torch.cuda.get_device_name()
+    return f"one {size[1]}x{size[0]} image on the {device}, {str(distributed.precision('auto'))[6:]}"

@@ -1,4 +1,4 @@
-"""report.html: one file with everything in it, from the template tool/report.html, its style and its script."""
+"""report.html: one self-contained file, from the template, style and scripts in this folder."""
 
 import base64
 import io
@@ -16,12 +16,13 @@ from tool.report.runs import Counts, Run, read_scene
 from util.data.lists import Pair, read_colors
 from util.evaluate.testing import output_names
 
-LONG_SIDE = 512  # of a picture in the page, in pixels
+LONG_SIDE = 512  # of an image in the page, in pixels
 QUALITY = 85
+SCRIPTS = ("report.js", "report_curves.js", "report_scenes.js")
 
 
 def _pack(array: NDArray[np.uint8]) -> str:
-    """The bytes of a class map for the page's DecompressionStream: exact, where a picture might be colour-managed."""
+    """A class map for the page's DecompressionStream; browsers may change colours of a PNG."""
     return base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 9)).decode()
 
 
@@ -32,7 +33,7 @@ def _jpeg(image: NDArray[np.uint8]) -> str:
 
 
 def choose(gain: NDArray[np.float64], scenes: int) -> list[int]:
-    """Of all images, the third that lost most, the third that gained most, and the rest spread over the list."""
+    """Indices of `scenes` images: most lost, most gained, evenly spaced ones; a third each."""
     order, third = np.argsort(gain, kind="stable"), -(-scenes // 3)
     if scenes >= len(gain):
         return list(range(len(gain)))
@@ -57,16 +58,16 @@ def _scene(runs: list[Run], counts: Counts, index: int, pair: Pair, name: str) -
         "truth": _pack(label),
         "maps": [_pack(part) for part in maps],
         "counts": counts.pixels[:, index].sum(1).tolist(),  # runs x (hit, truth, predicted) x classes
-        "turned": counts.turned[index].tolist(),
+        "corrected": counts.corrected[index].tolist(),
         "valid": int(counts.valid[index]),
     }
 
 
 def build(report: dict[str, Any], runs: list[Run], pairs: list[Pair], counts: Counts, scenes: int) -> str:
-    """The page's text. Of the pictures it holds at most `scenes`, scaled to LONG_SIDE."""
+    """The page's HTML, with at most `scenes` of the images, scaled to LONG_SIDE."""
     before = report["baseline"]
     after = report["best"] if report["best"] != before else len(runs) - 1
-    gain = (counts.turned[:, before, after] - counts.turned[:, after, before]) / np.maximum(counts.valid, 1)
+    gain = (counts.corrected[:, before, after] - counts.corrected[:, after, before]) / np.maximum(counts.valid, 1)
     names = output_names(pairs, runs[0].folder)
     content = {
         "report": report,
@@ -76,12 +77,12 @@ def build(report: dict[str, Any], runs: list[Run], pairs: list[Pair], counts: Co
         "history": [run.history for run in runs],
         "scenes": [_scene(runs, counts, i, pairs[i], names[i]) for i in choose(gain, scenes)],
     }
-    text = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")  # no </script> in a class's name
+    text = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")  # a class's name may hold </script>
     folder = Path(__file__).parent
     page = (folder / "report.html").read_text()
     for mark, part in (
         ("/* style */", (folder / "report.css").read_text()),
-        ("/* script */", "\n".join((folder / name).read_text() for name in ("report.js", "report_scenes.js"))),
+        ("/* script */", "\n".join((folder / name).read_text() for name in SCRIPTS)),
         ("/* data */", text),
     ):
         page = page.replace(mark, part, 1)

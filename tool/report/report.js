@@ -1,4 +1,4 @@
-// The page of tool/report/compare.py: tables that sort, bars a class, curves. The images are report_scenes.js's part.
+// The page of tool/report/compare.py: text, sortable tables, bars for each class.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -6,10 +6,9 @@ const report = data.report, runs = report.runs;
 const state = { before: data.before, after: data.after, class: -1, order: "lost", index: 0 };
 const byId = (id) => document.getElementById(id);
 
-// Okabe and Ito's colours, which most kinds of colour blindness keep apart, and a dash of its own for each curve.
+// The colours of Okabe and Ito, which remain distinct with most kinds of colour blindness.
 const ROLES = { teacher: "#7f7f7f", student: "#e69f00", distilled: "#0072b2" };
 const OTHERS = ["#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b3a600"];
-const DASHES = ["", "6 3", "2 3", "9 3 2 3", "12 4"];
 const used = new Set();
 const colors = runs.map((run, i) => {
   const own = ROLES[run.role], color = own && !used.has(own) ? own : OTHERS[i % OTHERS.length];
@@ -24,7 +23,7 @@ const gain = (value, digits = 1) => (value == null ? MISSING : signed(value, dig
 const range = (pair, format) => `${format(pair[0])} … ${format(pair[1])}`;
 const number = (value, digits = 1) => (value == null ? MISSING : value.toFixed(digits));
 
-/** An element with properties and children; text goes in as text, so a class may have any name. */
+/** An element with properties and children; strings become text nodes, so names cannot inject HTML. */
 function el(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [key, value] of Object.entries(properties)) {
@@ -39,15 +38,15 @@ function el(tag, properties = {}, ...children) {
 const swatch = (color) => el("i", { className: "swatch", style: `background:${color}` });
 const classColor = (index) => `rgb(${data.colors[index]})`;
 
-/** How to go from run `before` to run `after`, whichever way the report holds it. */
+/** The difference between two runs; the report holds each pair once, in one direction. */
 function difference(before, after) {
   for (const d of report.differences) {
     if (d.before === before && d.after === after) return d;
     if (d.before !== after || d.after !== before) continue;
-    const turn = (pair) => [-pair[1], -pair[0]];
+    const negated = (pair) => [-pair[1], -pair[0]];
     return {
-      mIoU: -d.mIoU, interval: turn(d.interval), border: -d.border, inside: -d.inside, fixed: d.broken,
-      broken: d.fixed, classes: d.classes.map((v) => -v), class_intervals: d.class_intervals.map(turn),
+      mIoU: -d.mIoU, interval: negated(d.interval), border: -d.border, inside: -d.inside, fixed: d.broken,
+      broken: d.fixed, classes: d.classes.map((v) => -v), class_intervals: d.class_intervals.map(negated),
     };
   }
   const none = report.classes.map(() => 0);
@@ -55,8 +54,10 @@ function difference(before, after) {
 }
 
 /**
- * Fill a table whose headings sort it. columns: {label, value(row), cell(row), text, className, title}; one without a
- * value does not sort; text sorts upwards first, other values downwards. Missing values (null) stay last. Remembers its order when filled again.
+ * Fill a table whose headings sort it.
+ * columns: {label, value(row), cell(row), text, className, title}.
+ * A column without value() does not sort; text sorts ascending first, other values descending; null
+ * stays last. The order is kept when the table is filled again.
  */
 const sorting = {};
 function fillTable(table, columns, rows) {
@@ -86,7 +87,7 @@ function fillTable(table, columns, rows) {
   table.replaceChildren(el("thead", {}, el("tr", {}, head)), el("tbody", {}, body));
 }
 
-/** A dot with its interval on a scale from low to high; zero, where it lies inside, as an upright line. */
+/** A dot with its interval on a scale from low to high, with a vertical line at zero if it is in range. */
 function plot(value, interval, low, high, color) {
   const at = (v) => 100 * (v - low) / (high - low || 1);
   const [from, to] = interval.map(at);
@@ -139,63 +140,6 @@ function showChange() {
   ], rows);
 }
 
-/** One chart: a value of metrics.jsonl over the epochs, a line a run, named at its end. */
-function drawCurve(svg, key) {
-  const W = 560, H = 260, left = 44, right = 110, bottom = 24, top = 10;
-  const node = (tag, attributes, text) => {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    if (text) made.textContent = text;
-    return made;
-  };
-  const lines = data.history.map((lines) => lines.filter((line) => Number.isFinite(line[key])));
-  const values = lines.flat().map((line) => line[key]), last = Math.max(...lines.flat().map((line) => line.epoch), 2);
-  const high = Math.max(...values), low = Math.min(0, ...values);
-  const x = (epoch) => left + (W - left - right) * (epoch - 1) / (last - 1);
-  const y = (value) => H - bottom - (H - bottom - top) * (value - low) / (high - low || 1);
-  svg.replaceChildren();
-  const ten = 10 ** Math.floor(Math.log10((high - low) / 4 || 1)), step = ten * [1, 2, 5, 10].find((m) => 4.5 * m * ten >= high - low);
-  for (let v = Math.ceil(low / step) * step; v <= high * 1.0001; v += step) {
-    svg.append(node("line", { class: "grid", x1: left, x2: W - right, y1: y(v), y2: y(v) }));
-    svg.append(node("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, String(+v.toPrecision(3))));
-  }
-  for (const epoch of new Set([1, Math.round((last + 1) / 2), last]))
-    svg.append(node("text", { x: x(epoch), y: H - 6, "text-anchor": "middle" }, epoch === last ? `epoch ${epoch}` : epoch));
-  const ends = [];
-  lines.forEach((points, r) => {
-    if (!points.length) return;
-    const path = points.map((p, i) => `${i ? "L" : "M"}${x(p.epoch).toFixed(1)} ${y(p[key]).toFixed(1)}`).join("");
-    svg.append(node("path", { d: path, stroke: colors[r], "stroke-dasharray": DASHES[r % DASHES.length] }));
-    for (const p of points) {
-      const dot = node("circle", { cx: x(p.epoch), cy: y(p[key]), r: points.length > 60 ? 1 : 2.5, fill: colors[r] });
-      dot.append(node("title", {}, `${runs[r].title}, epoch ${p.epoch}: ${p[key].toPrecision(4)}`));
-      svg.append(dot);
-    }
-    const end = points.at(-1);
-    ends.push({ r, x: x(end.epoch) + 8, y: y(end[key]) + 4 });
-  });
-  ends.sort((a, b) => a.y - b.y).forEach((end, i) => {
-    if (i) end.y = Math.max(end.y, ends[i - 1].y + 14); // names must not lie on each other
-    svg.append(node("text", { x: end.x, y: end.y, style: `fill:${colors[end.r]};font-weight:600` }, runs[end.r].title));
-  });
-}
-
-function showCurves() {
-  const keys = [...new Set(data.history.flat().flatMap((line) => Object.keys(line)))].filter((key) => key !== "epoch");
-  byId("curves-section").hidden = !keys.length;
-  const drawn = data.history.filter((lines) => lines.length), common = (key) => drawn.every((lines) => key in lines.at(-1));
-  const first = ["val_mIoU", "train_mIoU"].find(common), second = keys.includes("ce") ? "ce" : "loss";
-  for (const chosen of keys.length ? [first ?? keys[0], second] : []) {
-    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    svg.setAttribute("viewBox", "0 0 560 260");
-    svg.setAttribute("role", "img");
-    const choice = el("select", { "aria-label": "value drawn", onchange: () => draw() }, keys.map((key) => el("option", { value: key, selected: key === chosen }, key)));
-    const draw = () => { svg.setAttribute("aria-label", `${choice.value} by epoch`); drawCurve(svg, choice.value); };
-    byId("curves").append(el("div", {}, el("p", { className: "controls" }, choice), svg));
-    draw();
-  }
-}
-
 function showText() {
   document.title = byId("title").textContent = report.title;
   byId("headline").textContent = report.headline;
@@ -211,4 +155,3 @@ function showText() {
 showText();
 showRuns();
 showChange();
-showCurves();

@@ -1,11 +1,11 @@
-// The images of the page: panels of image, truth and each run's labels, what changed, and the ways to step through.
+// The page's images: panels of image, truth, labels of each run and changes; how to step through.
 "use strict";
 
 const VOID = [224, 224, 224], PAPER = 255, FADE = 0.82; // how far labels of other classes go towards white
 const FIXED = [0, 114, 178], BROKEN = [213, 94, 0], STRIPE = [122, 51, 0], BOTH = [154, 161, 171];
 const scenes = data.scenes, classes = report.classes;
 
-/** The bytes that page.py's _pack packed. */
+/** The inverse of _pack in page.py. */
 async function unpack(text) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -34,7 +34,7 @@ function sceneIoU(scene, run, chosen) {
   return values.length ? values.reduce((a, b) => a + b) / values.length : null;
 }
 
-const share = (scene, from, to) => scene.turned[from][to] / Math.max(scene.valid, 1);
+const share = (scene, from, to) => scene.corrected[from][to] / Math.max(scene.valid, 1);
 const fixedShare = (scene) => share(scene, state.before, state.after);
 const brokenShare = (scene) => share(scene, state.after, state.before);
 
@@ -170,7 +170,7 @@ byId("class").append(el("option", { value: -1 }, "all"), ...classes.map((name, i
 byId("class").onchange = (event) => { state.class = +event.target.value; showScenes(); };
 byId("order").onchange = (event) => { state.order = event.target.value; showScenes(); };
 for (const select of [byId("class"), byId("order")]) {
-  // After a choice by mouse the arrow keys should step through images, not through the list's entries.
+  // After a choice by mouse, arrow keys should step through images, not through options.
   select.addEventListener("pointerdown", () => select.addEventListener("change", () => byId("scenes").focus({ preventScroll: true }), { once: true }));
 }
 byId("previous").onclick = KEYS.ArrowLeft;

@@ -1,4 +1,4 @@
-"""The numbers of a comparison: from counts of pixels to scores, intervals and differences."""
+"""From pixel counts to the numbers of a comparison: scores, intervals and differences."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from util.evaluate.testing import protocol_line
 
 
 def _gap_closed(scores, baseline: int | None, teacher: int | None):
-    """(..., runs) mIoU -> the share of the way from the student alone to the teacher; None without the two."""
+    """(..., runs) mIoU -> share of the gap from student alone to teacher; None without both."""
     if baseline is None or teacher is None:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -19,8 +19,10 @@ def _gap_closed(scores, baseline: int | None, teacher: int | None):
         return (scores - scores[..., [baseline]]) / gap
 
 
-def summarise(runs: list[Run], counts: Counts, costs: list[dict | None], resamples: int) -> dict[str, Any]:
-    """The content of report.json. Scores are fractions; intervals are [low, high]."""
+def summarise(
+    runs: list[Run], counts: Counts, costs: list[dict | None], resamples: int, block: int = 1
+) -> dict[str, Any]:
+    """The content of report.json. Scores are fractions; block: see bootstrap.draw."""
     names = [c["name"] for c in runs[0].metrics["classes"]]
     roles = [run.role for run in runs]
     student, teacher = (roles.index(role) if role in roles else None for role in ("student", "teacher"))
@@ -28,17 +30,19 @@ def summarise(runs: list[Run], counts: Counts, costs: list[dict | None], resampl
     by_region = {name: iou(*counts.pixels[:, :, region].sum(1).swapaxes(0, 1)) for name, region in regions.items()}
     whole = counts.pixels.sum(2)
     scores = iou(*whole.sum(1).swapaxes(0, 1))
-    drawn = bootstrap.resampled_iou(whole, resamples)
+    drawn = bootstrap.resampled_iou(whole, resamples, block)
     mean, drawn_mean = scores.mean(1), np.nanmean(drawn, 2)
     closed, drawn_closed = (_gap_closed(values, student, teacher) for values in (mean, drawn_mean))
     notes = _notes(runs, costs)
     candidates = [r for r, role in enumerate(roles) if role == "distilled"] or range(len(runs))
     if closed is not None and bootstrap.interval(drawn_mean[:, teacher] - drawn_mean[:, student])[0] <= 0:
         closed = drawn_closed = None
-        notes.append("The teacher is not surely above the student alone on these images: no share of the gap is given.")
+        notes.append(
+            "The teacher's lead over the student alone has an interval that includes zero: no share of the gap."
+        )
     rows, differences = [], []
     for r, run in enumerate(runs):
-        inner = closed is not None and r not in (student, teacher)
+        between = closed is not None and r not in (student, teacher)
         rows.append(
             {
                 "name": run.name,
@@ -50,8 +54,8 @@ def summarise(runs: list[Run], counts: Counts, costs: list[dict | None], resampl
                 "mAcc": run.metrics["mAcc"],
                 "allAcc": run.metrics["allAcc"],
                 **{name: values[r].mean() for name, values in by_region.items()},
-                "gap_closed": closed[r] if inner else None,
-                "gap_closed_interval": bootstrap.interval(drawn_closed[:, r]) if inner else None,
+                "gap_closed": closed[r] if between else None,
+                "gap_closed_interval": bootstrap.interval(drawn_closed[:, r]) if between else None,
                 "classes": scores[r].tolist(),
                 "layers": run.metrics["network"]["layers"],
                 **(costs[r] or {"parameters": None, "GFLOP": None, "ms": None}),
@@ -68,8 +72,8 @@ def summarise(runs: list[Run], counts: Counts, costs: list[dict | None], resampl
                     "mIoU": mean[b] - mean[a],
                     "interval": bootstrap.interval(drawn_mean[:, b] - drawn_mean[:, a]),
                     **{name: (values[b] - values[a]).mean() for name, values in by_region.items()},
-                    "fixed": counts.turned[:, a, b].sum() / max(counts.valid.sum(), 1),
-                    "broken": counts.turned[:, b, a].sum() / max(counts.valid.sum(), 1),
+                    "fixed": counts.corrected[:, a, b].sum() / max(counts.valid.sum(), 1),
+                    "broken": counts.corrected[:, b, a].sum() / max(counts.valid.sum(), 1),
                     "classes": (scores[b] - scores[a]).tolist(),
                     "class_intervals": [bootstrap.interval(values) for values in drawn_gain.T],
                 }
@@ -80,6 +84,7 @@ def summarise(runs: list[Run], counts: Counts, costs: list[dict | None], resampl
         "classes": names,
         "absent": [name for name, seen in zip(names, whole.sum((0, 1, 2)), strict=True) if not seen],
         "resamples": resamples,
+        "block": block,
         "border_pixels": [int(counts.border.min()), int(counts.border.max())],
         "border_share": float((counts.pixels[0, :, BORDER, 1].sum()) / max(counts.valid.sum(), 1)),
         "baseline": student if student is not None else 0,
@@ -91,15 +96,15 @@ def summarise(runs: list[Run], counts: Counts, costs: list[dict | None], resampl
 
 
 def _notes(runs: list[Run], costs: list[dict | None]) -> list[str]:
-    """What a reader must know before comparing these runs."""
+    """Warnings to the reader of the report."""
     notes = []
-    shown = {key: {str(run.metrics["protocol"][key]) for run in runs} for key in runs[0].metrics["protocol"]}
-    apart = [key for key, values in shown.items() if len(values) > 1 and key not in ("checkpoint", "list")]
-    if apart:
-        notes.append(f"The runs were not tested alike: {', '.join(apart)} differ.")
+    values = {key: {str(run.metrics["protocol"][key]) for run in runs} for key in runs[0].metrics["protocol"]}
+    differing = [key for key, found in values.items() if len(found) > 1 and key not in ("checkpoint", "list")]
+    if differing:
+        notes.append(f"The runs were tested under different protocols: {', '.join(differing)} differ.")
     absent = [run.title for run, cost in zip(runs, costs, strict=True) if cost is None]
     if absent:
-        notes.append(f"Cost is not given where the checkpoint is gone: {', '.join(absent)}.")
+        notes.append(f"No checkpoint, so no cost: {', '.join(absent)}.")
     curveless = [run.title for run in runs if not run.history]
     if curveless:
         notes.append(f"No model/metrics.jsonl, so no training curves: {', '.join(curveless)}.")
@@ -107,7 +112,7 @@ def _notes(runs: list[Run], costs: list[dict | None]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """`value` with numpy's numbers made Python's, for JSON."""
+    """`value` with numpy scalars replaced by Python numbers, for JSON."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
