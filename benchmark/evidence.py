@@ -23,10 +23,10 @@ sys.path.insert(0, str(ROOT))
 from benchmark import plan, tables  # noqa: E402
 from benchmark.record import RunRecord  # noqa: E402
 from tool.report import bootstrap  # noqa: E402
+from util import config  # noqa: E402
 
 RESAMPLES = 2000
 SMALL_GAP = 0.01  # below one point of mIoU between teacher and student the share of it says nothing
-BLOCK = {"camvid": 10, "shapes": 1}  # images drawn together: neighbours in a video are not independent
 # Every ranking of methods that RESULTS.md and README.md speak of, and those that they leave open.
 AMONG_METHODS = (
     *((plan.EQUAL_TIME, other) for other in ("default", "cwd", "teacher")),
@@ -68,13 +68,15 @@ def draws_of(dataset: str, pixels: Mapping[str, NDArray[np.int32]]) -> Draws:
     have the same draws; where seeds share their images (CamVid) they share the draws.
     """
 
+    block = config.load(ROOT / f"config/{dataset}/{dataset}_pspnet18.yaml").data.video_block
+
     @functools.cache
     def draws(method: str, seed: int) -> NDArray[np.float64] | None:
         counts = pixels.get(f"{method} {seed}")
         if counts is None:
             return None
         same = seed if dataset == "shapes" else 0
-        return np.nanmean(bootstrap.resampled_iou(counts[None], RESAMPLES, BLOCK[dataset], same)[:, 0], 1)
+        return np.nanmean(bootstrap.resampled_iou(counts[None], RESAMPLES, block, same)[:, 0], 1)
 
     return draws
 
@@ -148,7 +150,7 @@ def analyse(dataset: str, content: Mapping[str, Any], draws: Draws | None = None
 
 def main() -> None:
     found = {}
-    for dataset in BLOCK:
+    for dataset in plan.SEEDS:
         record = RunRecord(ROOT / "benchmark" / "results" / dataset)
         record.content = found[dataset] = analyse(dataset, record.content, draws_of(dataset, record.pixels))
         record.write()

@@ -154,7 +154,8 @@ def replaced(monkeypatch):
 
     def call(*command):
         calls.append(command[0])
-        Path(command[command.index("TEST.save_folder") + 1]).mkdir(parents=True, exist_ok=True)
+        model = Path(command[command.index("TRAIN.save_path") + 1])
+        (model.parent / "result").mkdir(parents=True, exist_ok=True)
 
     monkeypatch.setattr(pipeline, "call", call)
     monkeypatch.setattr(results.runs, "read", lambda _: SimpleNamespace(metrics=dict.fromkeys(SCORES, 0.5)))
@@ -252,7 +253,7 @@ def test_the_interval_over_images_is_of_the_paired_draws(monkeypatch):
 @pytest.fixture(scope="module")
 def analysed():
     found = {}
-    for dataset in evidence.BLOCK:
+    for dataset in plan.SEEDS:
         kept = record.RunRecord(ROOT / "benchmark" / "results" / dataset)
         found[dataset] = kept.content, evidence.analyse(dataset, kept.content)
     return found
