@@ -11,6 +11,8 @@ SEED ?= 0
 JOBS ?= 1
 TESTS ?= 2
 PY := .venv/bin/python
+# jobs of several processes one after the other
+PYTEST = $(PY) -m pytest -n $(TESTS) --dist loadgroup
 
 .PHONY: demo test test-all lint faults results clean
 
@@ -18,10 +20,10 @@ demo: .venv/.ready
 	$(PY) tool/pipeline.py --dataset shapes --seed $(SEED)
 
 test: lint
-	$(PY) -m pytest -n $(TESTS) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: lint
-	$(PY) -m pytest -n $(TESTS)
+	$(PYTEST)
 
 lint: .venv/.test
 	.venv/bin/ruff check .

@@ -168,6 +168,7 @@ def test_a_stopped_run_goes_on(tiny, cached, monkeypatch):
     same(whole, parts)
 
 
+@pytest.mark.xdist_group("processes")
 def test_two_processes_write_one_cache(tiny, command, cached):
     options = ["DISTILL.cache", tiny.out / "cache"]
     options += ["TRAIN.batch_size", "4"]

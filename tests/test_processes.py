@@ -17,6 +17,7 @@ from PIL import Image
 
 from util import checkpoint
 
+pytestmark = pytest.mark.xdist_group("processes")
 FROZEN = """
 import runpy, sys
 from torch import nn
