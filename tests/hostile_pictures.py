@@ -53,7 +53,7 @@ IMAGES = cases(
         "nothing": ("decoded", b""),
         "zero bytes": ("decoded", bytes(5000)),
         "text": ("decoded", "<html>404 Not Found</html>"),
-        "header alone": ("cut short", b"\x89PNG\r\n\x1a\n"),
+        "header alone": ("cannot be decoded", b"\x89PNG\r\n\x1a\n"),
         "start alone": ("cut short", b"\xff\xd8\xff"),
         "bomb": ("pixels", png_of(100_000, 100_000)),
         "smaller bomb": ("pixels", png_of(20_000, 20_000)),

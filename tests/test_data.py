@@ -1,14 +1,18 @@
 """Lists, images, labels: what is read, and what each fault says."""
 
+import signal
+
 import numpy as np
 import pytest
+import torch
 from conftest import CLASSES, VOID, save_palette
 from PIL import Image
 
 from util.data.decode import read_image, read_label
-from util.data.lists import read_colors, read_list, read_names
-from util.data.loader import TrainData
+from util.data.lists import read_colors, read_list, read_names, scored_list
+from util.data.loader import TrainData, build_loader, collate
 from util.errors import UserError
+from util.evaluate.predict import ScaledImages, protocol_for_testing
 
 
 @pytest.fixture
@@ -90,7 +94,7 @@ def test_lists_of_any_editor(listing, tmp_path, content):
     ("content", "words"),
     [
         (b"a.png b.png\na.png\n", "line 2.*`image label`"),
-        (b"my image.png b.png\n", "line 1.*without spaces"),
+        (b"my image.png b.png\n", "line 1.*with a tab between"),
         (b"a.png b.png\nc.png b.png\n", "line 2.*c.png does not exist.*DATA.data_root"),
         (b"gone/a.png b.png\n", "line 1.*gone/a.png does not exist"),
         (b"\n", "lists no image"),
@@ -119,3 +123,32 @@ def test_names_and_colors(tiny, tmp_path):
         read_names(tiny.load("DATA.names_path", str(tmp_path / "short.txt")).data)
     with pytest.raises(UserError, match="three numbers"):
         read_colors(tiny.load("DATA.colors_path", str(tmp_path / "short.txt")).data)
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_start_by_any_method(tiny, method, monkeypatch):
+    """macOS spawns, and has no sigwaitinfo: what a worker gets can be pickled, and signals are optional."""
+    if method == "spawn":
+        monkeypatch.delattr(signal, "sigwaitinfo", raising=False)
+    cfg = tiny.load()
+    data = TrainData(cfg.data, cfg.train, 0)
+    images = ScaledImages(scored_list(cfg.data.val_list, "DATA.val_list", cfg.data), protocol_for_testing(cfg), 4, 255)
+    loaders = [
+        build_loader(data, 1, batch_sampler=[[(0, 1), (0, 2)]], collate_fn=collate, multiprocessing_context=method),
+        build_loader(images, 1, batch_size=None, multiprocessing_context=method),
+    ]
+    here = collate([data[0, 1], data[0, 2]])
+    there = next(iter(loaders[0]))
+    assert torch.equal(here[0], there[0]) and torch.equal(here[1], there[1])
+    assert len(list(loaders[1])) == 3
+
+
+def test_a_tab_separates_paths_with_spaces(tmp_path):
+    for name in ("my image.jpg", "my label.png", "b.jpg", "b.png"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "list.txt").write_text("my image.jpg\tmy label.png\nb.jpg b.png\n")
+    pairs = read_list(str(tmp_path / "list.txt"), "DATA.train_list", str(tmp_path))
+    assert [(pair.image.name, pair.label.name) for pair in pairs] == [
+        ("my image.jpg", "my label.png"),
+        ("b.jpg", "b.png"),
+    ]

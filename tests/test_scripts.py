@@ -240,3 +240,9 @@ def test_cuda_is_picked_in_one_place():
     sources = [p for p in ROOT.rglob("*.py") if ".venv" not in p.parts and "tests" not in p.parts]
     assert not [p for p in sources if ".cuda()" in p.read_text()]
     assert [p.name for p in sources if "torch.device(" in p.read_text()] == ["distributed.py"]
+
+
+def test_a_missing_checkpoint_names_those_that_are_there(tiny, fails, script):
+    assert script("train_18.py", "--config", tiny.path).status == 0
+    line = fails("test_18.py", "--config", tiny.path, "TEST.model_path", "", "TRAIN.epochs", "7")
+    assert "train_epoch_7.pth does not exist" in line and "has train_epoch_1.pth" in line

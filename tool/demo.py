@@ -95,7 +95,7 @@ class Segmenter:
         self.net = net.to(distributed.device()).freeze(self.dtype)
 
     def predictor(self, quick: bool) -> predict.Predictor:
-        protocol = predict.validation_protocol(self.cfg) if quick else predict.testing_protocol(self.cfg)
+        protocol = predict.protocol_for_validation(self.cfg) if quick else predict.protocol_for_testing(self.cfg)
         return predict.Predictor(self.net, self.cfg, protocol, self.dtype)
 
     def overlay(self, image: NDArray[np.uint8], labels: NDArray[np.uint8], present_only: bool) -> NDArray[np.uint8]:

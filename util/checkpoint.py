@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from util.errors import UserError
+from util.errors import UserError, worker_death
 from util.files import atomic_write
 
 
@@ -37,20 +37,17 @@ def save(content: dict[str, Any], path: Path) -> None:
         with atomic_write(path) as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
+        if worker_death(error):
+            raise
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch wraps a failed write
         reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         raise UserError(f"cannot write {path} ({reason}); make room or change TRAIN.save_path, then resume") from None
 
 
 def _check_archive(path: str | Path) -> None:
-    """Raise Damaged unless the archive's checksums hold: torch ignores them, and would read flipped bits as weights.
-
-    What the entries hold must also fit in the file: torch never compresses, so more than that is a bomb.
-    """
+    """Raise Damaged unless the archive's checksums hold: torch ignores them, and would read flipped bits as weights."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > Path(path).stat().st_size:
-                raise UserError(f"{path} is refused: it unpacks to more than it holds, which torch never writes")
             if broken := archive.testzip():
                 raise Damaged(f"{path} is damaged: the checksum of {broken} differs")
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, struct.error) as error:
@@ -65,8 +62,8 @@ def read(path: str | Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):  # of files that torch did not write: it refuses those, too
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        best = Path(path).with_name("best.pth")
-        instead = f" ({best} is there)" if best.is_file() else ""
+        there = sorted(other.name for other in Path(path).parent.glob("*.pth"))
+        instead = f"; {Path(path).parent} has {', '.join(there)}" if there else ""
         raise UserError(f"checkpoint {path} does not exist; train it first, or correct the path{instead}") from None
     except OSError as error:
         if error.errno == errno.EINVAL:  # torch's word for an archive without its end
@@ -82,6 +79,8 @@ def read(path: str | Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # a damaged pickle can raise anything; that it ran nothing is what weights_only is for
+        if worker_death(error):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Damaged(f"{path} is not a readable checkpoint, or is cut short ({reason:.120})") from None
     if not isinstance(content, Mapping):

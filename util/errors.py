@@ -14,3 +14,16 @@ class UserError(Exception):
         if len(text) > LONGEST:
             text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
         super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text))
+
+
+def worker_death(error: BaseException | None) -> str | None:
+    """PyTorch's report of a dead DataLoader worker, if that is what `error` came from.
+
+    Its SIGCHLD handler raises a RuntimeError at any bytecode of the main process, in the middle of any other work; code
+    that catches RuntimeError or Exception must let it pass.
+    """
+    while error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            return str(error).splitlines()[0].strip(". ")
+        error = error.__context__
+    return None

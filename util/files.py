@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and text read without trust."""
+"""Files written whole or not at all, and in the background; free space."""
 
 import contextlib
 import os
@@ -58,19 +58,6 @@ def check_writable(folder: Path, key: str) -> None:
 def free(folder: Path) -> int:
     """Bytes left on the disk that `folder` is on, or would be."""
     return shutil.disk_usage(existing_parent(folder)).free
-
-
-def read_text(path: str | Path, limit: int) -> str:
-    """The text of a UTF-8 file, without a byte-order mark, line ends as "\\n".
-
-    Raises OSError, UnicodeDecodeError, or ValueError for over `limit` characters (/dev/zero has no end) and for what
-    no path can be.
-    """
-    with Path(path).open(encoding="utf-8-sig") as file:
-        text = file.read(limit + 1)
-    if len(text) > limit:
-        raise ValueError(f"it is longer than {limit:,} characters")
-    return text
 
 
 class BackgroundWriter:

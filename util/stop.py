@@ -1,7 +1,7 @@
-"""How a run is stopped from outside: signals, dying processes, another run in its folder."""
+"""How a run is stopped from outside: signals, a worker that dies, another run in its folder."""
 
 import contextlib
-import fcntl
+import errno
 import logging
 import os
 import signal
@@ -13,44 +13,50 @@ import torch
 import torch.distributed as dist
 
 from util import distributed, files
-from util.errors import UserError
+from util.errors import UserError, worker_death
 
-TO_BE_CONTINUED = 75  # exit status EX_TEMPFAIL: nothing is wrong, run the same command again
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    raise SystemExit("error: Linux and macOS are supported; on Windows run this in WSL") from None
+
+TO_BE_CONTINUED = getattr(os, "EX_TEMPFAIL", 75)  # exit status: nothing is wrong, run the same command again
 SYNC_EVERY = 10  # steps between two times that several processes ask each other whether one was told to stop
 
 log = logging.getLogger("stop")
 
 
 class Interrupt:
-    """While entered, SIGTERM, SIGINT and SIGUSR1 (SLURM's early warning) ask for a stop instead of making one."""
+    """While entered, SIGTERM, SIGINT and SIGUSR1 (SLURM's early warning) request a stop instead of making one."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __enter__(self) -> "Interrupt":
-        self.asked = 0  # the signal
-        self.before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+        self.requested = 0  # the signal
+        self.before = {number: signal.signal(number, self._request) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, _) -> None:
-        if number == self.asked == signal.SIGINT:
-            raise KeyboardInterrupt  # Ctrl-C twice: somebody does not want to wait
-        self.asked = number
+    def _request(self, number: int, _) -> None:
+        if number == self.requested == signal.SIGINT:
+            raise KeyboardInterrupt  # Ctrl-C twice: do not wait for the end of the step
+        self.requested = number
 
     def stop_requested(self, sync: bool) -> bool:
-        """Whether any process was asked to stop. With several processes, a collective when `sync` is True: call it with
-        sync=True at the same step on all; otherwise False.
+        """Whether any process was told to stop.
+
+        With several processes and sync=True this is a collective: call it at the same step on all. With sync=False
+        it then returns False.
         """
         if distributed.world_size() == 1:
-            return bool(self.asked)
+            return bool(self.requested)
         if not sync:
             return False
-        asked = torch.tensor(self.asked, device=distributed.device())
-        dist.all_reduce(asked, dist.ReduceOp.MAX)
-        return bool(asked)
+        requested = torch.tensor(self.requested, device=distributed.device())
+        return bool(distributed.all_reduce(requested, dist.ReduceOp.MAX))
 
     def leave(self, text: str) -> None:
         """Exit with 75, once all processes are here: a launcher may end the others with the first that exits."""
@@ -62,22 +68,25 @@ class Interrupt:
 
 @contextlib.contextmanager
 def worker_death_as_user_error() -> Iterator[None]:
-    """Make one line of the death of a process that loads images; PyTorch raises it wherever the run happens to be."""
+    """Turn the death of a DataLoader worker into a one-line UserError."""
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        reason = worker_death(error)
+        if not reason:
             raise
-        reason = str(error).splitlines()[0].strip(". ")
         raise UserError(
-            f"a process that loads images died ({reason}); start again, it goes on from the last checkpoint; if memory "
-            "is short, lower TRAIN.workers"
+            f"a process that loads images died ({reason}); the same command resumes from the last checkpoint; if "
+            "memory is short, lower TRAIN.workers"
         ) from None
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Make `folder` and keep other runs out of it. The kernel lets go of the lock when the process dies."""
+    """Make `folder` and keep other runs out of it. The kernel releases the lock when the process ends.
+
+    Raises UserError when another run holds it. Where the file system has no locks, warns and goes on.
+    """
     if not distributed.is_main():
         yield
         return
@@ -89,12 +98,15 @@ def lock(folder: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by DataLoader workers
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise UserError(
-                f"{folder} is in use by another run (process {holder}); stop it or change TRAIN.save_path"
-            ) from None
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                log.warning(f"warning: {folder} cannot be locked ({error.strerror}); start no second run in it")
+            else:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise UserError(
+                    f"{folder} is in use by another run (process {holder}); stop it or change TRAIN.save_path"
+                ) from None
         files.remove_temporaries(folder)
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -70,8 +70,10 @@ def check(net: PSPNet, exported: runtime.ExportedNet, pairs: list[Pair], cfg: co
 def mean_iou(net: torch.nn.Module, pairs: list[Pair], cfg: config.Config) -> float:
     """Over the test list, whole images without flip, float32."""
     matrix = torch.zeros(cfg.data.classes, cfg.data.classes, dtype=torch.int64)
-    protocol = predict.validation_protocol(cfg)
-    found = predict.predictions(net, pairs, range(len(pairs)), cfg, protocol, torch.float32, 0, "score")
+    protocol = predict.protocol_for_validation(cfg)
+    found = predict.predictions(
+        predict.Predictor(net, cfg, protocol, torch.float32), pairs, range(len(pairs)), title="score"
+    )
     for _, prediction, label in found:
         matrix += confusion_matrix(prediction.cpu(), label, cfg.data.classes)
     return Scores.of(matrix).mIoU

@@ -143,10 +143,11 @@ def graph_inputs(pairs: list[Pair], cfg: Config, normalize: bool) -> Iterator[np
 
 def agreement(net: nn.Module, exported: ExportedNet, pairs: list[Pair], cfg: Config, base_size: int) -> float:
     """The share of pixels with equal labels: whole images with that longer side, float32."""
-    protocol = predict.validation_protocol(cfg)._replace(base_size=base_size)
+    protocol = predict.protocol_for_validation(cfg)._replace(base_size=base_size)
     equal = total = 0
     both = [
-        predict.predictions(each, pairs, range(len(pairs)), cfg, protocol, torch.float32) for each in (net, exported)
+        predict.predictions(predict.Predictor(each, cfg, protocol, torch.float32), pairs, range(len(pairs)))
+        for each in (net, exported)
     ]
     for (_, expected, _), (_, labels, _) in zip(*both, strict=True):
         equal, total = equal + int((labels == expected).sum()), total + labels.numel()

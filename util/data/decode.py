@@ -1,7 +1,6 @@
-"""Images and labels from files that are not to be trusted."""
+"""Images and labels from files, which may be damaged."""
 
 import io
-import zlib
 from pathlib import Path
 
 import cv2
@@ -9,56 +8,54 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from util.errors import UserError
+from util.errors import UserError, worker_death
 
 MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # Pillow's limit, beyond which a small file is a bomb: 179 million
 ORIENTATION = 0x0112  # EXIF tag
 
-# A broken image is our one line, not OpenCV's log as well. Never changed again, so no state.
+# A broken image is reported in one line of ours, without OpenCV's log.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def _incomplete(data: bytes) -> str | None:
-    """What a PNG or JPEG lacks, if anything: decoders fill a JPEG's missing part with gray and say nothing."""
-    if data.startswith(b"\xff\xd8"):
-        at = 2
-        while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":  # segments up to the start of scan,
-            at += 2 + int.from_bytes(data[at + 2 : at + 4])  # since a thumbnail among them has an end marker, too
-        return "cut short" if data.find(b"\xff\xd9", at) < 0 else None
-    if data.startswith(b"\x89PNG"):
-        at, kind = 8, b""
-        while kind != b"IEND":
-            length, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
-            if at + 12 + length > len(data):
-                return "cut short"
-            if zlib.crc32(data[at + 4 : at + 8 + length]) != int.from_bytes(data[at + 8 + length : at + 12 + length]):
-                return "damaged: a checksum differs"
-            at += 12 + length
-    return None
+def _cut_short(data: bytes) -> bool:
+    """Whether a JPEG lacks its end marker: decoders fill the missing part with gray and report nothing."""
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":  # to the start of scan, since a thumbnail
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])  # among the segments before it has an end marker, too
+    return data.find(b"\xff\xd9", at) < 0
 
 
 def _open(path: Path, what: str) -> tuple[bytes, Image.Image]:
     """The file's bytes and its header. Raises UserError for what is no picture, not whole, or absurdly large."""
+    if not path.is_file():
+        raise UserError(f"{what} {path} is no file, or a link to a missing one; correct the list")
     try:
-        if not path.is_file():
-            raise UserError(f"{what} {path} is no file, or a link to what is gone; correct the list")
         data = path.read_bytes()
-        if fault := _incomplete(data):
-            raise UserError(f"{what} {path} is {fault}; replace it or take it out of the list")
-        return data, Image.open(io.BytesIO(data))
+        if _cut_short(data):
+            raise UserError(f"{what} {path} is cut short; replace it or take it out of the list")
+        picture = Image.open(io.BytesIO(data))
+        if picture.format == "PNG":
+            picture.verify()  # the checksums, which reading the pixels leaves unchecked
+            picture = Image.open(io.BytesIO(data))
+        return data, picture
     except UserError:
         raise
     except Image.DecompressionBombError:
         raise UserError(f"{what} {path} claims over {MOST_PIXELS:,} pixels; take it out of the list") from None
     except Exception as error:  # Pillow raises many kinds for a damaged file
-        raise UserError(_undecodable(what, path, error)) from None
+        raise _undecodable(what, path, error) from None
 
 
-def _undecodable(what: str, path: Path, error: Exception) -> str:
+def _undecodable(what: str, path: Path, error: Exception) -> Exception:
+    """The UserError for a file that `error` came from; `error` itself when it is about something else."""
+    if worker_death(error):
+        return error
     reason = getattr(error, "strerror", None) or (str(error).replace(repr(path), "it") or type(error).__name__)
     if "BytesIO" in reason:  # Pillow's words for an unknown format, with an address in them
-        reason = "no format that is known"
-    return f"{what} {path} cannot be decoded ({reason:.120}); replace it or take it out of the list"
+        reason = "unknown format"
+    return UserError(f"{what} {path} cannot be decoded ({reason:.120}); replace it or take it out of the list")
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -77,8 +74,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return image
 
 
-def turned(path: Path) -> bool:
-    """Whether a viewer shows the picture with its sides swapped (EXIF orientation 5 to 8)."""
+def sides_swapped(path: Path) -> bool:
+    """Whether the EXIF orientation (5 to 8) swaps height and width."""
     return _open(path, "image")[1].getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
 
 
@@ -96,7 +93,7 @@ def read_label(path: Path, shape: tuple[int, int], classes: int, ignore_label: i
     try:
         label = np.asarray(picture)
     except Exception as error:  # as in _open
-        raise UserError(_undecodable("label", path, error)) from None
+        raise _undecodable("label", path, error) from None
     if label.shape != shape:
         raise UserError(f"label {path} is {label.shape[1]}x{label.shape[0]}, its image is {shape[1]}x{shape[0]}")
     values = np.arange(256, dtype=np.uint8)

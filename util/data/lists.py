@@ -1,4 +1,4 @@
-"""Lists and decoding."""
+"""List files, class names and palettes."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -7,12 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from util import files
 from util.config import Data
-from util.data.decode import read_image, read_label, turned
+from util.data.decode import read_image, read_label, sides_swapped
 from util.errors import UserError
-
-LONGEST_LIST = 1 << 28  # characters
 
 
 class Pair(NamedTuple):
@@ -23,7 +20,9 @@ class Pair(NamedTuple):
 def read_text(path: str | Path, key: str) -> list[str]:
     """The file's lines, without a byte-order mark or line ends. Raises UserError that names the config key."""
     try:
-        return files.read_text(path, LONGEST_LIST).split("\n")
+        if Path(path).exists() and not Path(path).is_file():  # a device may have no end
+            raise UserError(f"{path} ({key}) is no regular file; correct {key}")
+        return Path(path).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         script = Path(path).parent.parent / "prepare.py"
         hint = f"make it with python {script}" if script.is_file() else f"correct {key}"
@@ -33,22 +32,20 @@ def read_text(path: str | Path, key: str) -> list[str]:
 
 
 def read_list(path: str, key: str, root: str, labelled: bool = True, once: bool = False) -> list[Pair]:
-    """The pairs of a list file: `image label` a line (or `image`), relative to `root`; empty lines are skipped.
+    """The pairs of a list file: `image label` a line (or `image`), absolute or relative to `root`.
 
     key: the config key that named the file, for errors. once: each image may stand in it once, since it is scored.
-    Raises UserError with file and line when a line has another form, or a file
-    in it does not exist.
+    Raises UserError with file and line when a line has another form, or a file in it does not exist.
     """
     pairs, where, first = [], defaultdict(dict), {}
     for number, line in enumerate(read_text(path, key), 1):
-        fields = line.split()
+        # A tab separates paths with spaces in them.
+        fields = [field.strip() for field in line.strip().split("\t")] if "\t" in line.strip() else line.split()
         if not fields:
             continue
         if len(fields) != 1 + labelled:
-            form = "`image label`" if labelled else "`image`"
-            raise UserError(
-                f"{path}, line {number}: expected {form} (paths without spaces), found {line.strip()[:120]!r}"
-            )
+            form = "`image label`, with a tab between them where a path has spaces" if labelled else "`image`"
+            raise UserError(f"{path}, line {number}: expected {form}, found {line.strip()[:120]!r}")
         found = [Path(root, field) for field in fields]
         for file in found:
             where[file.parent].setdefault(file.name, number)
@@ -79,7 +76,7 @@ def read_pair(pair: Pair, classes: int, ignore_label: int) -> tuple[NDArray[np.u
     try:
         return image, read_label(pair.label, image.shape[:2], classes, ignore_label)
     except UserError as error:
-        if turned(pair.image):
+        if sides_swapped(pair.image):
             raise UserError(
                 f"{error}; {pair.image} has an EXIF orientation: its label must fit it as viewers show it"
             ) from None

@@ -131,8 +131,10 @@ def _start_worker(_worker: int) -> None:
     # step, and needs them. Only the SIGTERM by which that one ends its workers counts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_exit_on_parents_sigterm, args=(multiprocessing.parent_process().pid,), daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS: there, a SIGTERM to the whole job ends its workers
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        parent = multiprocessing.parent_process().pid
+        threading.Thread(target=_exit_on_parents_sigterm, args=(parent,), daemon=True).start()
 
 
 def _exit_on_parents_sigterm(parent: int) -> None:

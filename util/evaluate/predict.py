@@ -1,4 +1,4 @@
-"""The one testing loop: sliding windows or whole images, as in the semseg family, and validation while training."""
+"""Prediction of whole images, by sliding windows or at once, as in the semseg family; validation while training."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -7,7 +7,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -29,24 +28,24 @@ STRIDE_RATE = 2 / 3  # of the crop, between neighbouring windows
 
 
 class Protocol(NamedTuple):
-    """How a picture is turned into labels."""
+    """How an image is turned into labels."""
 
     base_size: int  # the longer side at scale 1, in pixels
     scales: list[float]
-    flip: bool  # average with the mirrored picture
-    mode: str  # slide: windows of the crop's size; whole: the picture at once
+    flip: bool  # average with the mirrored image
+    mode: str  # slide: windows of the crop's size; whole: the image at once
     crop: tuple[int, int]  # height, width of a window
     batch_size: int  # windows a forward pass
 
 
-def testing_protocol(cfg: Config) -> Protocol:
+def protocol_for_testing(cfg: Config) -> Protocol:
     t = cfg.test
     return Protocol(t.base_size, t.scales, t.flip, t.mode, (t.test_h, t.test_w), cfg.train.batch_size_val)
 
 
-def validation_protocol(cfg: Config) -> Protocol:
-    """Validation while training: whole pictures at TEST.base_size, without flip."""
-    return testing_protocol(cfg)._replace(scales=[1.0], flip=False, mode="whole")
+def protocol_for_validation(cfg: Config) -> Protocol:
+    """Validation while training: whole images at TEST.base_size, without flip."""
+    return protocol_for_testing(cfg)._replace(scales=[1.0], flip=False, mode="whole")
 
 
 def resize(image: NDArray[np.float32], scale: float, base_size: int) -> NDArray[np.float32]:
@@ -61,24 +60,23 @@ def resize(image: NDArray[np.float32], scale: float, base_size: int) -> NDArray[
     return cv2.resize(image, (max(new_w, 1), max(new_h, 1)), interpolation=cv2.INTER_LINEAR)
 
 
-class TestData(Dataset):
-    """Each picture at every scale, float32 (resizing rounded values would change labels), and its label."""
+class ScaledImages(Dataset):
+    """Each image at every scale, float32 (resizing rounded values would change labels), and its label."""
 
-    def __init__(self, pairs: list[Pair], cfg: Config, protocol: Protocol):
-        self.pairs, self.cfg, self.protocol = pairs, cfg, protocol
+    def __init__(self, pairs: list[Pair], protocol: Protocol, classes: int, ignore_label: int):
+        self.pairs, self.protocol, self.classes, self.ignore_label = pairs, protocol, classes, ignore_label
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int):
-        """-> index, (height, width), one (h, w, 3) tensor a scale, label (height, width) or None."""
+        """-> index, (height, width), one (h, w, 3) tensor a scale, label (height, width) or None; or a file's fault."""
         pair, p = self.pairs[index], self.protocol
         try:
-            image, label = (
-                (read_image(pair.image), None)
-                if pair.label is None
-                else read_pair(pair, self.cfg.data.classes, self.cfg.train.ignore_label)
-            )
+            if pair.label is None:
+                image, label = read_image(pair.image), None
+            else:
+                image, label = read_pair(pair, self.classes, self.ignore_label)
         except UserError as error:
             return error
         scaled = [torch.from_numpy(resize(image.astype(np.float32), scale, p.base_size)) for scale in p.scales]
@@ -91,16 +89,31 @@ def _window_starts(size: int, crop: int) -> list[int]:
     return [min(i * stride, size - crop) for i in range(math.ceil((size - crop) / stride) + 1)]
 
 
+class Window(NamedTuple):
+    """A window whose corner lies at (y, x) of the image, and the rows and columns of the image that it covers."""
+
+    y: int
+    x: int
+    rows: slice
+    columns: slice
+
+
 class Predictor:
-    """Class probabilities of whole pictures by a network in eval mode."""
+    """Class probabilities and labels of whole images by `net`, which is set to eval mode."""
 
     def __init__(self, net: nn.Module, cfg: Config, protocol: Protocol, dtype: torch.dtype):
-        self.net, self.protocol, self.dtype = net, protocol, dtype
-        self.normalize = Normalize(cfg.data, distributed.device())
+        self.net, self.protocol, self.dtype = net.eval(), protocol, dtype
+        self.classes, self.ignore_label = cfg.data.classes, cfg.train.ignore_label
+        self.device = distributed.device()
+        self.normalize = Normalize(cfg.data, self.device)
+
+    def labels(self, scaled: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """The image at each scale, (h, w, 3) -> (*size) uint8 on the device."""
+        return self(scaled, size).max(0).indices.to(torch.uint8)  # argmax is 3x slower on a CPU
 
     @torch.inference_mode()
     def __call__(self, scaled: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """The picture at each scale, (h, w, 3) -> (classes, *size): the mean over scales of softmax outputs."""
+        """The image at each scale, (h, w, 3) -> (classes, *size): the mean over scales of softmax outputs."""
         total = sum(self._resized(image, size) for image in scaled)
         return total[0] / len(scaled)
 
@@ -116,81 +129,69 @@ class Predictor:
         pad_h, pad_w = max(crop[0] - height, 0), max(crop[1] - width, 0)
         top, left = pad_h // 2, pad_w // 2
         image = F.pad(image, (left, pad_w - left, top, pad_h - top))  # after normalising, the mean is 0
-        corners = [
-            (y, x) for y in _window_starts(image.shape[2], crop[0]) for x in _window_starts(image.shape[3], crop[1])
+        windows = [
+            Window(y - top, x - left, _overlap(y - top, crop[0], height), _overlap(x - left, crop[1], width))
+            for y in _window_starts(image.shape[2], crop[0])
+            for x in _window_starts(image.shape[3], crop[1])
         ]
         total, count = None, image.new_zeros(1, 1, *size)
         chunk = max(self.protocol.batch_size // (2 if self.protocol.flip else 1), 1)
-        for first in range(0, len(corners), chunk):
-            part = corners[first : first + chunk]
-            views = self._logits(torch.cat([image[:, :, y : y + crop[0], x : x + crop[1]] for y, x in part]))
+        for first in range(0, len(windows), chunk):
+            part = windows[first : first + chunk]
+            corners = [(w.y + top, w.x + left) for w in part]
+            views = self._logits(torch.cat([image[:, :, y : y + crop[0], x : x + crop[1]] for y, x in corners]))
             if total is None:
                 total = image.new_zeros(1, views[0].shape[1], *size)
-            for (y, x), *window in zip(part, *views, strict=True):
-                rows, columns = _overlap(y - top, crop[0], height), _overlap(x - left, crop[1], width)
-                for logits in window:
-                    _add_softmax(total[..., columns], logits[None], crop, y - top, rows, x - left, columns)
-                count[:, :, rows, columns] += len(window)
+            for window, *logits in zip(part, *views, strict=True):
+                for one in logits:
+                    _add_softmax(total, one[None], crop, window)
+                count[:, :, window.rows, window.columns] += len(logits)
         return total, count
 
     def _logits(self, windows: Tensor) -> tuple[Tensor, ...]:
-        """(N, 3, h, w) -> logits (N, classes, h/8, w/8), and, if flip, those of the mirrored windows turned back.
+        """(N, 3, h, w) -> logits (N, classes, h/8, w/8), and, if flip, those of the mirrored windows mirrored back.
 
-        They are turned back at stride 8: enlarging with align_corners is the same from both ends.
+        They are mirrored at stride 8: upsampling with align_corners is the same from both ends.
         """
         batch = torch.cat([windows, windows.flip(3)]) if self.protocol.flip else windows
-        with distributed.autocast(self.dtype):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.net(batch.to(self.dtype, memory_format=torch.channels_last)).logits.float()
         if not self.protocol.flip:
             return (logits,)
-        there, mirrored = logits.chunk(2)
-        return there, mirrored.flip(3)
+        plain, mirrored = logits.chunk(2)
+        return plain, mirrored.flip(3)
 
 
 def _overlap(start: int, crop: int, size: int) -> slice:
-    """The part of a picture's `size` pixels that a window from `start` covers."""
+    """The part of an image's `size` pixels that a window from `start` covers."""
     return slice(max(start, 0), min(start + crop, size))
 
 
-def _add_softmax(
-    total: Tensor, logits: Tensor, crop: tuple[int, int], y: int, rows: slice, x: int, columns: slice
-) -> None:
-    """Add the softmax of a window, enlarged to `crop` and lying at (y, x) of the picture, to `total`'s `rows`.
+def _add_softmax(total: Tensor, logits: Tensor, crop: tuple[int, int], window: Window) -> None:
+    """Add the softmax of a window's logits, upsampled to `crop`, to `total` (1, classes, H, W).
 
-    total: (1, classes, h, columns). What the window shows of its padding is never computed.
+    What the window shows of its padding is never computed.
     """
-    seen = BilinearUpsampler(logits, crop, slice(columns.start - x, columns.stop - x))
-    for block in seen.blocks(rows.start - y, rows.stop - y):
-        total[:, :, block.start + y : block.stop + y] += seen.rows(block).softmax(1)
+    y, x, rows, columns = window
+    upsampler = BilinearUpsampler(logits, crop, slice(columns.start - x, columns.stop - x))
+    for block in upsampler.blocks(rows.start - y, rows.stop - y):
+        total[:, :, block.start + y : block.stop + y, columns] += upsampler.rows(block).softmax(1)
 
 
 Prediction = tuple[int, Tensor, Tensor | None]  # index, (H, W) uint8 on the device, label (H, W) if there is one
 
 
 def predictions(
-    net: nn.Module,
-    pairs: list[Pair],
-    indices: Sequence[int],
-    cfg: Config,
-    protocol: Protocol,
-    dtype: torch.dtype,
-    workers: int = 0,
-    title: str | None = None,
+    predictor: Predictor, pairs: list[Pair], indices: Sequence[int], workers: int = 0, title: str | None = None
 ) -> Iterator[Prediction]:
-    """Predict `pairs[i]` for each i of `indices`; `net` is set to eval mode. A title asks for a progress bar."""
-    net.eval()
-    predict = Predictor(net, cfg, protocol, dtype)
-    batches = build_loader(TestData(pairs, cfg, protocol), workers, batch_size=None, sampler=indices)
+    """Predict `pairs[i]` for each i of `indices`. A title asks for a progress bar."""
+    images = ScaledImages(pairs, predictor.protocol, predictor.classes, predictor.ignore_label)
+    batches = build_loader(images, min(workers, len(indices)), batch_size=None, sampler=indices)
     for item in tqdm(batches, title, leave=False, disable=None if title and distributed.is_main() else True):
         if isinstance(item, UserError):
             raise item
         index, size, scaled, label = item
-        yield index, predict(scaled, tuple(size)).max(0).indices.to(torch.uint8), label  # argmax is 3x slower on a CPU
-
-
-def share(count: int) -> range:
-    """This process's part of `count` images: of n processes the r-th takes every n-th, so none counts twice."""
-    return range(distributed.rank(), count, distributed.world_size())
+        yield index, predictor.labels(scaled, tuple(size)), label
 
 
 def validate(
@@ -202,23 +203,16 @@ def validate(
 ) -> Tensor | None:
     """The confusion matrix of quick validation over all processes, (classes, classes); None when told to `stop`.
 
-    dtype: else TRAIN.precision. stop(sync): asked after each image; see Interrupt.stop_requested.
+    dtype: else TRAIN.precision. stop(sync): called after each image; see Interrupt.stop_requested.
     """
-    classes, train = cfg.data.classes, cfg.train
-    matrix = torch.zeros(classes, classes, dtype=torch.int64, device=distributed.device())
-    mine = share(len(pairs))
+    predictor = Predictor(net, cfg, protocol_for_validation(cfg), dtype or distributed.precision(cfg.train.precision))
+    matrix = torch.zeros(cfg.data.classes, cfg.data.classes, dtype=torch.int64, device=predictor.device)
+    indices = distributed.indices_of_this_rank(len(pairs))
     common = len(pairs) // distributed.world_size()  # images that every process has
-    dtype, workers = dtype or distributed.precision(train.precision), min(train.workers, len(mine))
-    found = predictions(net, pairs, mine, cfg, validation_protocol(cfg), dtype, workers, "validate")
-    for number, (_, prediction, label) in enumerate(found, 1):
-        matrix += confusion_matrix(prediction, label.to(prediction.device), classes)
+    for number, (_, prediction, label) in enumerate(
+        predictions(predictor, pairs, indices, cfg.train.workers, "validate"), 1
+    ):
+        matrix += confusion_matrix(prediction, label.to(prediction.device), cfg.data.classes)
         if stop(number % SYNC_EVERY == 0 and number <= common):
             return None
-    return all_reduce(matrix)
-
-
-def all_reduce(tensor: Tensor, least: bool = False) -> Tensor:
-    """The sum of the processes' tensors, or the least of them, in place."""
-    if distributed.world_size() > 1:
-        dist.all_reduce(tensor, dist.ReduceOp.MIN if least else dist.ReduceOp.SUM)
-    return tensor
+    return distributed.all_reduce(matrix)

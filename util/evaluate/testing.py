@@ -65,26 +65,28 @@ def output_names(pairs: list[Pair], folder: Path) -> list[str]:
     return names
 
 
-def _predict(pairs: list[Pair], maps: list[str], cfg: Config) -> torch.Tensor:
-    t, classes, device = cfg.test, cfg.data.classes, distributed.device()
-    dtype = distributed.precision(t.precision)
-    net = network.load(t.model_path, cfg.train.layers, classes, aux=False).to(device).freeze(dtype)
-    folder, palette = Path(t.save_folder), read_colors(cfg.data)
+def _load(cfg: Config) -> predict.Predictor:
+    """The network of TEST.model_path, frozen, under TEST's protocol."""
+    dtype = distributed.precision(cfg.test.precision)
+    net = network.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False)
+    return predict.Predictor(net.to(distributed.device()).freeze(dtype), cfg, predict.protocol_for_testing(cfg), dtype)
+
+
+def _predict(pairs: list[Pair], names: list[str], cfg: Config) -> torch.Tensor:
+    """Write each image's maps -> the confusion matrix over all processes, zero without labels."""
+    predictor, folder, palette = _load(cfg), Path(cfg.test.save_folder), read_colors(cfg.data)
     try:
         for kind in ("gray", "color"):
             (folder / kind).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make {folder} (TEST.save_folder): {error.strerror}") from None
-    matrix = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-    mine, protocol = distributed.indices_of_this_rank(len(pairs)), predict.testing_protocol(cfg)
-    workers = min(cfg.train.workers, len(mine))
+    matrix = torch.zeros(cfg.data.classes, cfg.data.classes, dtype=torch.int64, device=predictor.device)
+    indices, title = distributed.indices_of_this_rank(len(pairs)), f"test {len(pairs)} images"
     writer = BackgroundWriter()
-    for index, prediction, label in predict.predictions(
-        net, pairs, mine, cfg, protocol, dtype, workers, f"test {len(pairs)} images"
-    ):
+    for index, prediction, label in predict.predictions(predictor, pairs, indices, cfg.train.workers, title):
         if label is not None:
-            matrix += confusion_matrix(prediction, label.to(device), classes)
-        writer.submit(write_maps, prediction.cpu().numpy(), palette, folder, maps[index])
+            matrix += confusion_matrix(prediction, label.to(predictor.device), cfg.data.classes)
+        writer.submit(write_maps, prediction.cpu().numpy(), palette, folder, names[index])
     writer.flush()
     return distributed.all_reduce(matrix)
 
@@ -101,10 +103,7 @@ def check_only(cfg: Config, pairs: list[Pair], names: list[str]) -> None:
         print(f"it would score the {len(names)} maps in {t.save_folder}/gray")
         return
     check_writable(Path(t.save_folder), "TEST.save_folder")
-    dtype = distributed.precision(t.precision)
-    net = network.load(t.model_path, cfg.train.layers, cfg.data.classes, aux=False)
-    net.to(distributed.device()).freeze(dtype)
-    next(predict.predictions(net, pairs, [0], cfg, predict.testing_protocol(cfg), dtype))
+    next(predict.predictions(_load(cfg), pairs, [0]))
     if distributed.is_main():
         print(f"it would write maps of {len(pairs)} images to {t.save_folder}; nothing was written")
 

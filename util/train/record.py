@@ -87,9 +87,9 @@ class Recorder:
 
     def _pictures(self, step: int, net: nn.Module) -> None:
         """Image, truth and prediction side by side."""
-        protocol, dtype = predict.validation_protocol(self.cfg), distributed.precision(self.cfg.train.precision)
-        indices = range(len(self.examples))
-        for number, prediction, label in predict.predictions(net, self.examples, indices, self.cfg, protocol, dtype):
+        dtype = distributed.precision(self.cfg.train.precision)
+        predictor = predict.Predictor(net, self.cfg, predict.protocol_for_validation(self.cfg), dtype)
+        for number, prediction, label in predict.predictions(predictor, self.examples, range(len(self.examples))):
             strip = [
                 read_image(self.examples[number].image),
                 self.colors[label.numpy()],
