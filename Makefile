@@ -1,7 +1,7 @@
 # make demo    generate the shapes dataset, train and test teacher, student and distilled student, write the report
 # make test    ruff, and pytest without the slow tests and those that need a GPU; two tests at a time (TESTS=8: eight)
 # make test-all  all tests; those that need a GPU are skipped where there is none
-# make results repeats the README's tables, hours of training; CAMVID=FOLDER names CamVid's images, JOBS=8 makes so many
+# make results repeats the tables of benchmark/RESULTS.md, hours of training; CAMVID=FOLDER names CamVid's images, JOBS=8 makes so many
 #              runs at a time. Resumes.
 # make faults  kill a tiny run at 60 random moments, fill its disk: about fourteen minutes
 # All make .venv first, with the versions of constraints.txt.

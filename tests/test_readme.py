@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pytest
 from conftest import ROOT, python, scene
 from PIL import Image
 
@@ -37,8 +38,22 @@ def test_your_own_dataset(tmp_path):
     assert (tmp_path / "exp/roads/pspnet18/model/train_epoch_1.pth").is_file()
 
 
-def test_files_that_it_names_exist():
-    for name in re.findall(r"(?:model|util|tool|config|figure|benchmark)/[\w/]+\.(?:py|yaml|png)", README):
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[bdmtu]*/README.md")), ROOT / "model" / "distill" / "README.md"]
+FOLDERS = "model|util|tool|config|figure|benchmark|tests|dataset"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page):
+    text = page.read_text()
+    for name in re.findall(
+        r"(?:model|util|tool|config|figure|benchmark|tests|dataset)/[\w/]+\.(?:py|yaml|png|svg|md)", text
+    ):
         assert (ROOT / name).is_file() or "roads" in name, name
-    for script in re.findall(r"python ((?:train|test)_\w+\.py|[a-z]+/[\w/]+\.py)", README):
+    for script in re.findall(r"python ((?:train|test)_\w+\.py|[a-z]+/[\w/]+\.py)", text):
         assert (ROOT / script).is_file(), script
+    for target in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_front_page_is_short():
+    assert len(README.splitlines()) <= 130 and len(README.encode()) <= 9 * 1024
