@@ -1,18 +1,23 @@
 """Lists, images, labels: what is read, and what each fault says."""
 
+import multiprocessing
+import pickle
 import signal
+import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, VOID, save_palette
+from conftest import CLASSES, VOID, save_palette, tiny_pspnet
 from PIL import Image
 
 from util.data.decode import read_image, read_label
 from util.data.lists import read_colors, read_list, read_names, scored_list
-from util.data.loader import TrainData, build_loader, collate
+from util.data.loader import TrainData, _start_worker, build_loader, collate
+from util.data.scan import LabelCounts
 from util.errors import UserError
 from util.evaluate.predict import ScaledImages, protocol_for_testing
+from util.train.teacher import Teacher
 
 
 @pytest.fixture
@@ -125,22 +130,53 @@ def test_names_and_colors(tiny, tmp_path):
         read_colors(tiny.load("DATA.colors_path", str(tmp_path / "short.txt")).data)
 
 
+@pytest.fixture
+def datasets(tiny):
+    """What worker processes are handed: training data with the teacher's cache, images of a test, --check."""
+    cfg = tiny.load("DISTILL.teacher_path", str(tiny.out / "t.pth"), "DISTILL.cache", str(tiny.out / "cache"))
+    (tiny.out / "t.pth").write_bytes(b"weights")
+    teacher = Teacher(cfg, tiny_pspnet())
+    pairs = scored_list(cfg.data.val_list, "DATA.val_list", cfg.data)
+    images = ScaledImages(pairs, protocol_for_testing(cfg), CLASSES, VOID)
+    return TrainData(cfg.data, cfg.train, 0, teacher.cache), images, LabelCounts(pairs, CLASSES, VOID)
+
+
+def test_what_workers_get_can_be_pickled(datasets):
+    """Spawned ones, as on macOS, get a copy."""
+    train, images, counts = datasets
+    for data, key in ((train, (2, 5)), (images, 1), (counts, 1)):
+        here, there = data[key], pickle.loads(pickle.dumps(data))[key]
+        assert str(here) == str(there) and not isinstance(here, UserError)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_start_by_any_method(tiny, method, monkeypatch):
-    """macOS spawns, and has no sigwaitinfo: what a worker gets can be pickled, and signals are optional."""
-    if method == "spawn":
-        monkeypatch.delattr(signal, "sigwaitinfo", raising=False)
-    cfg = tiny.load()
-    data = TrainData(cfg.data, cfg.train, 0)
-    images = ScaledImages(scored_list(cfg.data.val_list, "DATA.val_list", cfg.data), protocol_for_testing(cfg), 4, 255)
-    loaders = [
-        build_loader(data, 1, batch_sampler=[[(0, 1), (0, 2)]], collate_fn=collate, multiprocessing_context=method),
-        build_loader(images, 1, batch_size=None, multiprocessing_context=method),
-    ]
-    here = collate([data[0, 1], data[0, 2]])
-    there = next(iter(loaders[0]))
+def test_workers_start_by_any_method(datasets, method):
+    data, _, _ = datasets
+    options = {"batch_sampler": [[(0, 1), (0, 2)]], "collate_fn": collate, "multiprocessing_context": method}
+    there, here = next(iter(build_loader(data, 1, **options))), collate([data[0, 1], data[0, 2]])
     assert torch.equal(here[0], there[0]) and torch.equal(here[1], there[1])
-    assert len(list(loaders[1])) == 3
+
+
+@pytest.mark.parametrize(("known", "status"), [(True, 0), (False, -signal.SIGTERM)])
+def test_a_loader_ends_its_workers(monkeypatch, known, status):
+    """By SIGTERM, also where there is no sigwaitinfo, as on macOS."""
+    if not known:
+        monkeypatch.delattr(signal, "sigwaitinfo")
+    fork = multiprocessing.get_context("fork")
+    started = fork.Event()
+
+    def work():
+        _start_worker(0)
+        started.set()
+        time.sleep(60)
+
+    worker = fork.Process(target=work)
+    worker.start()
+    assert started.wait(10)
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == status
 
 
 def test_a_tab_separates_paths_with_spaces(tmp_path):

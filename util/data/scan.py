@@ -14,7 +14,7 @@ from util.errors import UserError
 SHOWN = 20  # faults of a list that are printed
 
 
-class _LabelCounts(Dataset):
+class LabelCounts(Dataset):
     """Decodes each pair whole: the number of pixels of each label value, (256,), or the fault as text."""
 
     def __init__(self, pairs: list[Pair], classes: int, ignore_label: int):
@@ -42,7 +42,7 @@ def scan_images(pairs: list[Pair], cfg: Config, source: str) -> None:
     if not distributed.is_main():
         return
     names, faults, pixels, images = read_names(cfg.data), [], np.zeros(256, np.int64), np.zeros(256, np.int64)
-    counts = _LabelCounts(pairs, cfg.data.classes, cfg.train.ignore_label)
+    counts = LabelCounts(pairs, cfg.data.classes, cfg.train.ignore_label)
     for item in tqdm(
         build_loader(counts, min(cfg.train.workers, len(pairs)), batch_size=None),
         f"read {source}",

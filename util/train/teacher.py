@@ -13,6 +13,7 @@ from util.data.batch import Batch
 from util.data.lists import Pair
 from util.evaluate import predict
 from util.evaluate.metric import Scores
+from util.files import BackgroundWriter
 from util.train.teacher_cache import TeacherCache
 
 log = logging.getLogger("teacher")
@@ -31,6 +32,7 @@ class Teacher:
         scores = ["logits"] if net.aux is None else ["logits", "aux"]
         self.layers = {*layers} - {"logits", "aux"}
         self.cache = TeacherCache(cfg, net, sorted({*scores, *layers})) if cfg.distill.cache else None
+        self.writer = BackgroundWriter()  # not the cache's: that is pickled for workers that are not forked
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Output:
@@ -43,7 +45,7 @@ class Teacher:
         if batch.cached is None:
             return output
         layers = self.cache.encode(output)
-        self.cache.writer.submit(self.cache.write, batch.cached, layers)
+        self.writer.submit(self.cache.write, batch.cached, layers)
         return self.cache.decode(layers)  # what later runs will read
 
     @contextlib.contextmanager
@@ -61,8 +63,7 @@ class Teacher:
 
     def flush(self) -> None:
         """Wait until the cache is written."""
-        if self.cache:
-            self.cache.writer.flush()
+        self.writer.flush()
 
     def check(self, cfg: Config, val: list[Pair]) -> None:
         """Score the teacher on DISTILL.check_images of `val`; warn when naming the most frequent class is better."""

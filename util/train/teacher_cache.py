@@ -42,7 +42,7 @@ class TeacherCache:
 
     def __init__(self, cfg: Config, teacher: PSPNet, layers: Sequence[str]):
         t, d, data = cfg.train, cfg.distill, cfg.data
-        self.device, self.writer = distributed.device(), files.BackgroundWriter()
+        self.device = distributed.device()
         bfloat16 = next(teacher.parameters()).dtype == torch.bfloat16
         self.storage_dtype = torch.bfloat16 if bfloat16 else torch.float16
         channels = teacher.channels()
