@@ -1,5 +1,6 @@
 """Lists, images, labels: what is read, and what each fault says."""
 
+import itertools
 import multiprocessing
 import pickle
 import signal
@@ -11,12 +12,14 @@ import torch
 from conftest import CLASSES, VOID, save_palette, tiny_pspnet
 from PIL import Image
 
+from util.data.batch import CachedOutputs
 from util.data.decode import read_image, read_label
 from util.data.lists import read_colors, read_list, read_names, scored_list
 from util.data.loader import TrainData, _start_worker, build_loader, collate
 from util.data.scan import LabelCounts
 from util.errors import UserError
 from util.evaluate.predict import ScaledImages, protocol_for_testing
+from util.seeds import Stream, generator
 from util.train.teacher import Teacher
 
 
@@ -188,3 +191,25 @@ def test_a_tab_separates_paths_with_spaces(tmp_path):
         ("my image.jpg", "my label.png"),
         ("b.jpg", "b.png"),
     ]
+
+
+def test_random_streams_never_coincide():
+    """Padded with zeros, as NumPy does, the initial weights' seed would be the first epoch's order, and so on."""
+    lengths = {Stream.INIT: 1, Stream.DROPOUT: 3, Stream.ORDER: 2, Stream.UNLABELLED_ORDER: 2, Stream.AUGMENT: 3}
+    assert lengths.keys() == set(Stream)
+    keys = [(stream, key) for stream in Stream for key in itertools.product(range(4), repeat=lengths[stream])]
+    drawn = {generator(stream, *key).integers(2**63) for stream, key in keys}
+    assert len(drawn) == len(keys) == 4 + 64 + 16 + 16 + 64
+
+
+def test_cached_outputs_of_a_batch():
+    """Parts have their own crops' outputs; one crop that lacks them makes all be computed anew."""
+    maps = [torch.full((2, 3, 3), i, dtype=torch.int16) for i in range(4)]
+    crops = [CachedOutputs([(0, i)], [10 + i], {"logits": x}) for i, x in enumerate(maps)]
+    parts = list(CachedOutputs.collate(crops).split(2))
+    assert [part.keys for part in parts] == [[(0, 0), (0, 1)], [(0, 2), (0, 3)]]
+    assert [part.checksums for part in parts] == [[10, 11], [12, 13]]
+    for part, expected in zip(parts, (maps[:2], maps[2:]), strict=True):
+        assert torch.equal(part.layers["logits"], torch.stack(expected))
+    missing = CachedOutputs.collate([*crops[:3], crops[3]._replace(layers=None)])
+    assert missing.keys == [(0, 0), (0, 1), (0, 2), (0, 3)] and [part.layers for part in missing.split(2)] == [None] * 2

@@ -163,3 +163,27 @@ def test_what_counts_where(ignore):
     assert batch.valid[8].mask.tolist() == [[[True, False], [False, True]]] and batch.valid[8].count == 2
     (everywhere,) = batches(label, ignore, "unpadded")
     assert everywhere.valid[8].mask.tolist() == [[[True, True], [False, True]]] and everywhere.labels[8].count == 1
+
+
+def test_the_counts_of_a_batch_take_one_collective(monkeypatch):
+    """Collectives are slow, and one in a getter would hang a script that reads it on one process alone."""
+    asked = []
+
+    def all_reduce(counts):
+        asked.append(len(counts))
+        return counts * 2  # the other process has the same labels
+
+    monkeypatch.setattr("util.distributed.all_reduce", all_reduce)
+    monkeypatch.setattr("util.distributed.world_size", lambda: 2)
+    label = torch.zeros(4, 9, 9, dtype=torch.long)
+    label[:3] = VOID
+    parts = batches(label, VOID, parts=2)
+    assert asked == [4]  # labels and valid, at two zooms
+    for part in parts:
+        assert part.labels[8].count == part.valid[8].count == 2 * 81 / (2 * 2) and part.labels[1].count == 2 * 4 / 4
+    assert asked == [4]
+
+
+def test_a_batch_without_labels_divides_by_no_zero():
+    (batch,) = batches(torch.full((2, 9, 9), VOID), VOID)
+    assert cross_entropy(torch.randn(2, 5, 9, 9), batch.labels[8]) == 0 < batch.labels[8].count
