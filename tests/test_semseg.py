@@ -10,7 +10,7 @@ from conftest import CONFIG, ROOT
 from PIL import Image
 
 from model.pspnet import PSPNet
-from util import checkpoint, config
+from util import checkpoint, config, network
 
 pytestmark = pytest.mark.full_width
 DATA = ROOT / "tests" / "data" / "semseg"
@@ -123,8 +123,9 @@ def test_file_with_student_and_teacher(tmp_path, tiny, script, fails):
 def test_float16_weights_become_float32(tmp_path):
     half = {key: value.half() if value.is_floating_point() else value for key, value in reference_state(18).items()}
     torch.save(half, tmp_path / "half.pth")  # a bare state dict, too
-    state = checkpoint.network_state(tmp_path / "half.pth", "student")
+    state = network.load(str(tmp_path / "half.pth"), 18, 5).state_dict()
     assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+    assert torch.equal(state["cls.4.bias"], half["module.cls.4.bias"].float())
 
 
 OLDER = """

@@ -3,7 +3,6 @@
 import errno
 import pickle
 import re
-import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -44,44 +43,36 @@ def save(content: dict[str, Any], path: Path) -> None:
         raise UserError(f"cannot write {path} ({reason}); make room or change TRAIN.save_path, then resume") from None
 
 
-def _check_archive(path: str | Path) -> None:
-    """Raise Damaged unless the archive's checksums hold: torch ignores them, and would read flipped bits as weights."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if broken := archive.testzip():
-                raise Damaged(f"{path} is damaged: the checksum of {broken} differs")
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, struct.error) as error:
-        raise Damaged(f"{path} is not a readable checkpoint, or is cut short ({error})") from None
-
-
 def read(path: str | Path) -> dict[str, Any]:
-    """The file's content on the CPU, with weights_only=True. Raises UserError for what is no safe, whole checkpoint."""
+    """The file's content on the CPU, with weights_only=True.
+
+    Raises UserError for what is no safe checkpoint, and Damaged for one that is not whole.
+    """
     try:
         if zipfile.is_zipfile(path):  # else of torch before 1.6, or no checkpoint
-            _check_archive(path)
+            with zipfile.ZipFile(path) as archive:
+                if broken := archive.testzip():  # torch would read flipped bits as weights
+                    raise Damaged(f"{path} is damaged: the checksum of {broken} differs")
         with warnings.catch_warnings(action="ignore"):  # of files that torch did not write: it refuses those, too
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         there = sorted(other.name for other in Path(path).parent.glob("*.pth"))
         instead = f"; {Path(path).parent} has {', '.join(there)}" if there else ""
         raise UserError(f"checkpoint {path} does not exist; train it first, or correct the path{instead}") from None
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # torch's word for an archive without its end
-            raise Damaged(f"{path} is cut short") from None
-        raise UserError(f"checkpoint {path} cannot be read ({error.strerror or error})") from None
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
-        if not found:
-            raise Damaged(f"{path} is not a checkpoint that torch wrote, or is cut short") from None
-        raise UserError(
-            f"{path} is refused: it wants to run {found[1]}; only tensors and plain values are read"
-        ) from None
     except UserError:
         raise
-    except Exception as error:  # a damaged pickle can raise anything; that it ran nothing is what weights_only is for
+    except Exception as error:  # a damaged file can raise anything; that it runs nothing is what weights_only is for
         if worker_death(error):
             raise
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch's word for an archive without its end
+            raise UserError(f"checkpoint {path} cannot be read ({error.strerror or error})") from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):
+            if found := re.search(r"(?:GLOBAL|global) (\S+)", str(error)):
+                raise UserError(
+                    f"{path} is refused: it wants to run {found[1]}; only tensors and plain values are read"
+                ) from None
+            reason = "torch did not write it"
         raise Damaged(f"{path} is not a readable checkpoint, or is cut short ({reason:.120})") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a dict with a state_dict in it")
@@ -89,29 +80,19 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def tensors(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """The state dict in `content` (or `content` itself), float16 made float32, prefix `module.` taken off."""
+    """The state dict in `content` (or `content` itself), prefix `module.` taken off."""
     state = content.get("state_dict", content)
-    if not isinstance(state, Mapping) or not state or not all(map(_plain, state.items())):
+    if not isinstance(state, Mapping) or not state or not all(map(_can_be_weight, state.keys(), state.values())):
         raise UserError(f"{path} has no state_dict of tensors in it; its keys are {', '.join(map(str, content))[:120]}")
-    return {key.removeprefix("module."): _widened(value) for key, value in state.items()}
+    return {key.removeprefix("module."): value for key, value in state.items()}
 
 
-def _widened(value: Tensor) -> Tensor:
-    """float16 as float32, unless `value` claims more numbers than its storage holds: check_match refuses its shape."""
-    stored = value.numel() * value.itemsize <= value.untyped_storage().nbytes()
-    return value.float() if value.dtype == torch.float16 and stored else value
-
-
-def _plain(item: tuple[Any, Any]) -> bool:
-    """Whether a named, dense tensor of real numbers, with storage: nothing else can become a weight."""
-    name, value = item
-    return (
-        isinstance(name, str)
-        and isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not (value.is_complex() or value.is_quantized)
-    )
+def _can_be_weight(name: Any, value: Any) -> bool:
+    """Whether a named, dense tensor of real numbers, with storage."""
+    if not (isinstance(name, str) and isinstance(value, Tensor)):
+        return False
+    dense = value.layout == torch.strided and value.device.type == "cpu"
+    return dense and not (value.is_complex() or value.is_quantized)
 
 
 def network_state(path: str | Path, part: str) -> dict[str, Tensor]:
@@ -151,8 +132,8 @@ def not_finite(state: Mapping[str, Tensor]) -> list[str]:
 
 def numbered(folder: Path) -> list[Path]:
     """The run's train_epoch_N.pth, oldest first."""
-    found = [(re.fullmatch(r"train_epoch_(\d+)\.pth", path.name), path) for path in folder.glob("train_epoch_*.pth")]
-    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+    found = [path for path in folder.glob("train_epoch_*.pth") if path.stem.removeprefix("train_epoch_").isdecimal()]
+    return sorted(found, key=epoch_of)
 
 
 def newest_first(folder: Path) -> list[Path]:

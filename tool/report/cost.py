@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tool.report.runs import Run
-from util import checkpoint, distributed, network
+from util import distributed, network
 from util.data.decode import read_image
 from util.evaluate.predict import resize
 
@@ -30,7 +30,7 @@ def measure(runs: list[Run], size: tuple[int, int], repeats: int) -> list[dict[s
     image = torch.randn(1, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
     keys, nets, counted = [], {}, {}
     for entry in runs:
-        if not checkpoint.exists(entry.checkpoint):
+        if not entry.checkpoint.is_file():
             keys.append(None)
             continue
         net = network.load(str(entry.checkpoint), entry.metrics["network"]["layers"], entry.data.classes, aux=False)
