@@ -1,12 +1,14 @@
 """Images and labels from files, which may be damaged."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from util.errors import UserError, worker_death
 
@@ -27,35 +29,38 @@ def _cut_short(data: bytes) -> bool:
     return data.find(b"\xff\xd9", at) < 0
 
 
-def _open(path: Path, what: str) -> tuple[bytes, Image.Image]:
-    """The file's bytes and its header. Raises UserError for what is no picture, not whole, or absurdly large."""
-    if not path.is_file():
-        raise UserError(f"{what} {path} is no file, or a link to a missing one; correct the list")
+@contextlib.contextmanager
+def _faults_of(what: str, path: Path) -> Iterator[None]:
+    """Turn what decoders raise for a damaged file, of many kinds, into a UserError that names it."""
     try:
-        data = path.read_bytes()
-        if _cut_short(data):
-            raise UserError(f"{what} {path} is cut short; replace it or take it out of the list")
-        picture = Image.open(io.BytesIO(data))
-        if picture.format == "PNG":
-            picture.verify()  # the checksums, which reading the pixels leaves unchecked
-            picture = Image.open(io.BytesIO(data))
-        return data, picture
+        yield
     except UserError:
         raise
     except Image.DecompressionBombError:
         raise UserError(f"{what} {path} claims over {MOST_PIXELS:,} pixels; take it out of the list") from None
-    except Exception as error:  # Pillow raises many kinds for a damaged file
-        raise _undecodable(what, path, error) from None
+    except Exception as error:
+        if worker_death(error):
+            raise
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, UnidentifiedImageError):  # whose words have an address in them
+            reason = "unknown format"
+        raise UserError(
+            f"{what} {path} cannot be decoded ({reason:.120}); replace it or take it out of the list"
+        ) from None
 
 
-def _undecodable(what: str, path: Path, error: Exception) -> Exception:
-    """The UserError for a file that `error` came from; `error` itself when it is about something else."""
-    if worker_death(error):
-        return error
-    reason = getattr(error, "strerror", None) or (str(error).replace(repr(path), "it") or type(error).__name__)
-    if "BytesIO" in reason:  # Pillow's words for an unknown format, with an address in them
-        reason = "unknown format"
-    return UserError(f"{what} {path} cannot be decoded ({reason:.120}); replace it or take it out of the list")
+def _open(what: str, path: Path) -> tuple[bytes, Image.Image]:
+    """The file's bytes and its header."""
+    if not path.is_file():
+        raise UserError(f"{what} {path} is no file, or a link to a missing one; correct the list")
+    data = path.read_bytes()
+    if _cut_short(data):
+        raise UserError(f"{what} {path} is cut short; replace it or take it out of the list")
+    picture = Image.open(io.BytesIO(data))
+    if picture.format == "PNG":
+        picture.verify()  # the checksums, which reading the pixels leaves unchecked
+        picture = Image.open(io.BytesIO(data))
+    return data, picture
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -64,19 +69,18 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     EXIF orientation is applied, as by cv2 in semseg and by every viewer: labels are drawn on what a viewer shows.
     Raises UserError for what cannot be decoded.
     """
-    data, _ = _open(path, "image")
-    try:
+    with _faults_of("image", path):
+        data, _ = _open("image", path)
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise UserError(f"image {path} cannot be decoded; replace it or take it out of the list")
+        if image is None:
+            raise ValueError("damaged, or of a format that OpenCV does not know")
     return image
 
 
 def sides_swapped(path: Path) -> bool:
     """Whether the EXIF orientation (5 to 8) swaps height and width."""
-    return _open(path, "image")[1].getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    with _faults_of("image", path):
+        return _open("image", path)[1].getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
 
 
 def read_label(path: Path, shape: tuple[int, int], classes: int, ignore_label: int) -> NDArray[np.uint8]:
@@ -84,16 +88,14 @@ def read_label(path: Path, shape: tuple[int, int], classes: int, ignore_label: i
 
     Palette entries are read as indices: converting them to gray would invent class numbers.
     """
-    _, picture = _open(path, "label")
-    if picture.mode not in ("L", "P"):
-        raise UserError(
-            f"label {path} is a {picture.mode} picture; expected one channel of class indices "
-            "(palette or 8-bit gray PNG)"
-        )
-    try:
+    with _faults_of("label", path):
+        _, picture = _open("label", path)
+        if picture.mode not in ("L", "P"):
+            raise UserError(
+                f"label {path} is a {picture.mode} picture; expected one channel of class indices "
+                "(palette or 8-bit gray PNG)"
+            )
         label = np.asarray(picture)
-    except Exception as error:  # as in _open
-        raise _undecodable("label", path, error) from None
     if label.shape != shape:
         raise UserError(f"label {path} is {label.shape[1]}x{label.shape[0]}, its image is {shape[1]}x{shape[0]}")
     values = np.arange(256, dtype=np.uint8)

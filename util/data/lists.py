@@ -20,8 +20,6 @@ class Pair(NamedTuple):
 def read_text(path: str | Path, key: str) -> list[str]:
     """The file's lines, without a byte-order mark or line ends. Raises UserError that names the config key."""
     try:
-        if Path(path).exists() and not Path(path).is_file():  # a device may have no end
-            raise UserError(f"{path} ({key}) is no regular file; correct {key}")
         return Path(path).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         script = Path(path).parent.parent / "prepare.py"

@@ -96,17 +96,12 @@ class ResumableBatchSampler(Sampler[list[Key]]):
             places = (divmod(place, row_length) for place in range(step * count, (step + 1) * count))
             return [(row, first + int(order(stream, images, row)[place])) for row, place in places]
 
-        rank, processes, size, more = (
-            distributed.rank(),
-            distributed.world_size(),
-            self.train.batch_size,
-            self.train.unlabelled_per_batch,
-        )
-        unlabelled = self.data.unlabelled
+        size, unlabelled, more = self.train.batch_size, self.data.unlabelled, self.train.unlabelled_per_batch
+        own = slice(distributed.rank(), None, distributed.world_size())
         for step in range(self.start, self.steps):
             kinds = (
-                keys(seeds.Stream.ORDER, labelled, self.per_epoch * size, size, step, 0)[rank::processes],
-                keys(seeds.Stream.UNLABELLED_ORDER, unlabelled, unlabelled, more, step, labelled)[rank::processes],
+                keys(seeds.Stream.ORDER, labelled, self.per_epoch * size, size, step, 0)[own],
+                keys(seeds.Stream.UNLABELLED_ORDER, unlabelled, unlabelled, more, step, labelled)[own],
             )
             yield [
                 key
