@@ -17,7 +17,7 @@ def exif(orientation: int, thumbnail: bytes = b"") -> bytes:
     return tags.tobytes() + thumbnail
 
 
-def turned(orientation: int) -> bytes:
+def rotated(orientation: int) -> bytes:
     """A JPEG that viewers show as PICTURE, stored turned and mirrored as its EXIF orientation says."""
     mirror, corner = PICTURE[:, ::-1], PICTURE.transpose(1, 0, 2)
     stored = [PICTURE, mirror, np.rot90(PICTURE, 2), PICTURE[::-1], corner, np.rot90(PICTURE), np.rot90(corner, 2),
@@ -71,7 +71,7 @@ IMAGES = cases(
         "PNG flip ": ("", lambda seed: flip(PNG, seed), 8),
         "JPEG flip ": ("either", lambda seed: flip(JPEG, seed), 8),
         "TIFF cut ": ("", lambda seed: cut(encoded(PICTURE, "TIFF"), seed), 4),
-        "EXIF orientation ": ("works", lambda seed: turned(seed + 1), 8),
+        "EXIF orientation ": ("works", lambda seed: rotated(seed + 1), 8),
     },
 )
 

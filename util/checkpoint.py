@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running code, everyone's names understood."""
+"""Checkpoints: atomic writes, safe reads, state dicts of this project, semseg and others."""
 
 import errno
 import pickle
@@ -28,7 +28,7 @@ def exists(path: str | Path) -> bool:
 
 
 def save(content: dict[str, Any], path: Path) -> None:
-    """Write to a temporary file beside `path`, flush to the disk, rename: `path` is the old file or the new one.
+    """Write `path` whole or not at all.
 
     Raises UserError when the disk is full or the folder cannot be written.
     """
@@ -98,8 +98,8 @@ def _can_be_weight(name: Any, value: Any) -> bool:
 def network_state(path: str | Path, part: str) -> dict[str, Tensor]:
     """The state dict of one PSPNet in a checkpoint, under the names of this project.
 
-    part: "student" or "teacher", for files that hold both under `student_net.` and `teacher_loader.`.
-    Names of the older projects are translated: `aux_s.` becomes `aux.`.
+    part: "student" or "teacher", for files that hold both under `student_net.` and
+    `teacher_loader.`. Names of the older projects are translated: `aux_s.` becomes `aux.`.
     """
     state = tensors(read(path), path)
     prefixes = {"student": "student_net.", "teacher": "teacher_loader."}
@@ -110,9 +110,9 @@ def network_state(path: str | Path, part: str) -> dict[str, Tensor]:
 
 
 def check_match(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path, what: str) -> None:
-    """Raise UserError with the first differences unless `state` has exactly the keys and shapes of `expected`, finite.
+    """Raise UserError unless `state` is finite and has exactly the keys and shapes of `expected`.
 
-    Nothing is computed from a tensor before its shape is known to be right: a few bytes can claim terabytes.
+    Nothing is computed from a tensor before its shape is known: a few bytes can claim terabytes.
     """
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in expected]
@@ -137,7 +137,7 @@ def numbered(folder: Path) -> list[Path]:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The run's checkpoints, from the one to go on from to the oldest; what a signal left comes before whole epochs."""
+    """The run's checkpoints, from the one to resume to the oldest; interrupted.pth comes first."""
     interrupted = folder / "interrupted.pth"
     return [interrupted] * interrupted.is_file() + numbered(folder)[::-1]
 
@@ -152,6 +152,6 @@ def epoch_of(path: Path) -> int:
 
 
 def prune(folder: Path, keep: int, epoch: int) -> None:
-    """Remove all but the newest `keep` of the run's checkpoints up to `epoch`; best.pth is not one of them."""
+    """Remove all but the newest `keep` of the run's train_epoch_N.pth with N up to `epoch`."""
     for path in [path for path in numbered(folder) if epoch_of(path) <= epoch][:-keep]:
         path.unlink(missing_ok=True)

@@ -4,10 +4,10 @@ LONGEST = 2000  # characters; a hostile file must not fill the screen
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. Its text is one line: the culprit (key, file) and the way out.
+    """A mistake that the user can mend. Its text is one line: the culprit (key, file), the way out.
 
-    `util.run.main` prints it as `error: ...` on stderr and exits with status 2. What a file has put into the text
-    (line ends, terminal codes) is escaped.
+    `util.run.main` prints it as `error: ...` on stderr and exits with status 2. What a file has put
+    into the text (line ends, terminal codes) is escaped.
     """
 
     def __init__(self, text: str):
@@ -19,8 +19,8 @@ class UserError(Exception):
 def worker_death(error: BaseException | None) -> str | None:
     """PyTorch's report of a dead DataLoader worker, if that is what `error` came from.
 
-    Its SIGCHLD handler raises a RuntimeError at any bytecode of the main process, in the middle of any other work; code
-    that catches RuntimeError or Exception must let it pass.
+    Its SIGCHLD handler raises a RuntimeError at any bytecode of the main process, in the middle of
+    any other work; code that catches RuntimeError or Exception must let it pass.
     """
     while error:
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):

@@ -16,7 +16,8 @@ from util.errors import UserError
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends, flushed to the disk and renamed.
 
-    After an error, or a kill at any moment, `path` is what it was before. Raises OSError as writing does.
+    After an error, or a kill at any moment, `path` is what it was before. Raises OSError as writing
+    does.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -61,7 +62,7 @@ def free(folder: Path) -> int:
 
 
 class BackgroundWriter:
-    """Runs writes one after the other in a thread; at most `pending` wait. What one raises, the next call raises."""
+    """Writes in a thread, in order; at most `pending` wait. The next call raises its error."""
 
     def __init__(self, pending: int = 4):
         self.pending, self.thread, self.futures = pending, ThreadPoolExecutor(1), deque()

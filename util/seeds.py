@@ -1,4 +1,4 @@
-"""Independent random streams, each a function of its purpose and of integers such as (seed, epoch, index)."""
+"""Independent random streams, by purpose and integers such as (seed, epoch, index)."""
 
 from enum import IntEnum
 
@@ -7,7 +7,7 @@ import torch
 
 
 class Stream(IntEnum):
-    """What a stream is for; the number stands first in its key, so that two purposes never share a stream."""
+    """What a stream is for; it stands first in the key, so that no two purposes share one."""
 
     INIT = 1
     DROPOUT = 2

@@ -20,14 +20,14 @@ try:
 except ImportError:  # not a POSIX system
     raise SystemExit("error: Linux and macOS are supported; on Windows run this in WSL") from None
 
-TO_BE_CONTINUED = getattr(os, "EX_TEMPFAIL", 75)  # exit status: nothing is wrong, run the same command again
+EX_TEMPFAIL = getattr(os, "EX_TEMPFAIL", 75)  # exit status: nothing is wrong, run the same command again
 SYNC_EVERY = 10  # steps between two times that several processes ask each other whether one was told to stop
 
 log = logging.getLogger("stop")
 
 
 class Interrupt:
-    """While entered, SIGTERM, SIGINT and SIGUSR1 (SLURM's early warning) request a stop instead of making one."""
+    """While entered, SIGTERM, SIGINT and SIGUSR1 (SLURM's early warning) only request a stop."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -48,8 +48,8 @@ class Interrupt:
     def stop_requested(self, sync: bool) -> bool:
         """Whether any process was told to stop.
 
-        With several processes and sync=True this is a collective: call it at the same step on all. With sync=False
-        it then returns False.
+        With several processes and sync=True this is a collective: call it at the same step on all.
+        With sync=False it then returns False.
         """
         if distributed.world_size() == 1:
             return bool(self.requested)
@@ -59,11 +59,11 @@ class Interrupt:
         return bool(distributed.all_reduce(requested, dist.ReduceOp.MAX))
 
     def leave(self, text: str) -> None:
-        """Exit with 75, once all processes are here: a launcher may end the others with the first that exits."""
+        """Exit with 75, once all processes are here: the first that exits may end the others."""
         if distributed.world_size() > 1:
             dist.barrier()
         log.info(text)
-        sys.exit(TO_BE_CONTINUED)
+        sys.exit(EX_TEMPFAIL)
 
 
 @contextlib.contextmanager
@@ -83,9 +83,10 @@ def worker_death_as_user_error() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Make `folder` and keep other runs out of it. The kernel releases the lock when the process ends.
+    """Make `folder` and keep other runs out of it. The lock ends with the process.
 
-    Raises UserError when another run holds it. Where the file system has no locks, warns and goes on.
+    Raises UserError when another run holds it. Where the file system has no locks, warns and goes
+    on.
     """
     if not distributed.is_main():
         yield

@@ -27,7 +27,7 @@ class CachedOutputs(NamedTuple):
 
     @classmethod
     def collate(cls, samples: Sequence["CachedOutputs"]) -> "CachedOutputs":
-        """One missing crop makes the whole batch a miss: the teacher's rounding depends on the batch."""
+        """One missing crop makes a batch a miss: the teacher's rounding depends on the batch."""
         whole = all(sample.layers is not None for sample in samples)
         names = samples[0].layers if whole else ()
         layers = {name: torch.stack([sample.layers[name] for sample in samples]) for name in names}
@@ -44,10 +44,11 @@ class CachedOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """image (N, 3, H, W), normalised; labels and valid: by zoom_factor z, at (H - 1) * z // 8 + 1 points a side.
+    """image (N, 3, H, W), normalised; labels, valid: by zoom z, (H - 1) * z // 8 + 1 points high.
 
-    labels.mask is False on ignore_label, padding and unlabelled images. valid is for terms that need no label: its
-    mask is True on unlabelled images, too, and, with DISTILL.mask unpadded, everywhere but on padding.
+    labels.mask is False on ignore_label, padding and unlabelled images. valid is for terms that
+    need no label: its mask is True on unlabelled images, too, and, with DISTILL.mask unpadded,
+    everywhere but on padding.
     """
 
     image: Tensor
@@ -57,7 +58,7 @@ class Batch:
 
 
 class Normalize:
-    """uint8 or float (N, H, W, 3) -> float32 (N, 3, H, W) on the device, minus mean, over std, channels last."""
+    """(N, H, W, 3) -> float32 (N, 3, H, W) on the device, minus mean, over std, channels last."""
 
     def __init__(self, data: Data, device: torch.device):
         self.mean = torch.tensor(data.mean, device=device).view(1, 3, 1, 1)
@@ -69,7 +70,7 @@ class Normalize:
 
 
 class ToDevice:
-    """The loader's batches -> Batches on the device, TRAIN.accumulate for each, with labels at the grids `zooms`."""
+    """The loader's batches -> TRAIN.accumulate Batches each, on the device, labels at `zooms`."""
 
     def __init__(self, data: Data, train: Train, mask: str, zooms: Collection[int], device: torch.device):
         self.normalize, self.device = Normalize(data, device), device
@@ -79,9 +80,10 @@ class ToDevice:
         self.not_valid = (padding,) if mask == "unpadded" else (train.ignore_label, padding)
 
     def __call__(self, raw: tuple[Tensor, Tensor, CachedOutputs | None] | UserError) -> list[Batch]:
-        """raw: image (N, H, W, 3) uint8, label (N, H, W) uint8; or the fault of a file, which is raised.
+        """raw: image (N, H, W, 3), label (N, H, W), uint8; or the fault of a file, which is raised.
 
-        Counts of valid positions are those of the whole batch over all processes: this is a collective.
+        Counts of valid positions are those of the whole batch over all processes: this is a
+        collective.
         """
         if isinstance(raw, UserError):
             raise raw

@@ -20,7 +20,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def _cut_short(data: bytes) -> bool:
-    """Whether a JPEG lacks its end marker: decoders fill the missing part with gray and report nothing."""
+    """Whether a JPEG lacks its end marker: decoders fill what is missing with gray, silently."""
     if not data.startswith(b"\xff\xd8"):
         return False
     at = 2
@@ -31,7 +31,7 @@ def _cut_short(data: bytes) -> bool:
 
 @contextlib.contextmanager
 def _faults_of(what: str, path: Path) -> Iterator[None]:
-    """Turn what decoders raise for a damaged file, of many kinds, into a UserError that names it."""
+    """Turn the many kinds of exception that decoders raise into a UserError that names the file."""
     try:
         yield
     except UserError:
@@ -66,8 +66,8 @@ def _open(what: str, path: Path) -> tuple[bytes, Image.Image]:
 def read_image(path: Path) -> NDArray[np.uint8]:
     """(H, W, 3) RGB; gray, alpha, CMYK and 16-bit pictures become 8-bit RGB.
 
-    EXIF orientation is applied, as by cv2 in semseg and by every viewer: labels are drawn on what a viewer shows.
-    Raises UserError for what cannot be decoded.
+    EXIF orientation is applied, as by cv2 in semseg and by every viewer: labels are drawn on what a
+    viewer shows. Raises UserError for what cannot be decoded.
     """
     with _faults_of("image", path):
         data, _ = _open("image", path)
@@ -84,7 +84,7 @@ def sides_swapped(path: Path) -> bool:
 
 
 def read_label(path: Path, shape: tuple[int, int], classes: int, ignore_label: int) -> NDArray[np.uint8]:
-    """(H, W) class indices of a palette or gray PNG. Raises UserError for another mode, size or value.
+    """(H, W) class indices of a palette or gray PNG. Raises UserError for other modes and sizes.
 
     Palette entries are read as indices: converting them to gray would invent class numbers.
     """

@@ -18,7 +18,7 @@ class Pair(NamedTuple):
 
 
 def read_text(path: str | Path, key: str) -> list[str]:
-    """The file's lines, without a byte-order mark or line ends. Raises UserError that names the config key."""
+    """The file's lines without their ends. Raises UserError that names the config key."""
     try:
         return Path(path).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
@@ -32,8 +32,9 @@ def read_text(path: str | Path, key: str) -> list[str]:
 def read_list(path: str, key: str, root: str, labelled: bool = True, once: bool = False) -> list[Pair]:
     """The pairs of a list file: `image label` a line (or `image`), absolute or relative to `root`.
 
-    key: the config key that named the file, for errors. once: each image may stand in it once, since it is scored.
-    Raises UserError with file and line when a line has another form, or a file in it does not exist.
+    key: the config key that named the file, for errors. once: each image may stand in it once,
+    since it is scored. Raises UserError with file and line when a line has another form, or a file
+    in it does not exist.
     """
     pairs, where, first = [], defaultdict(dict), {}
     for number, line in enumerate(read_text(path, key), 1):
@@ -89,7 +90,7 @@ def read_names(data: Data) -> list[str]:
 
 
 def read_colors(data: Data) -> NDArray[np.uint8]:
-    """(256, 3) palette: the file's colours, then black. Each line of the file is `red green blue`."""
+    """(256, 3) palette: the file's colours, one `red green blue` a line, then black."""
     lines = [line.split() for line in read_text(data.colors_path, "DATA.colors_path") if line.strip()]
     try:
         colors = np.array([[int(red), int(green), int(blue)] for red, green, blue in lines], dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""From the lists to batches: which images a step takes, and the processes that make crops of them."""
+"""From lists to batches: which images a step takes, and the processes that make crops of them."""
 
 import functools
 import multiprocessing
@@ -26,11 +26,11 @@ from util.keys import Data, Train
 
 
 class TrainData(Dataset):
-    """Augmented crops. A key is (epoch, index), and a crop is a function of (seed, epoch, index) alone.
+    """Augmented crops by key (epoch, index), each a function of (seed, epoch, index) alone.
 
-    Indices from `labelled` on are the images of DATA.unlabelled_list, `unlabelled` in number. An item is image
-    (train_h, train_w, 3), label (train_h, train_w) and, with a `cache` (any object with read(key, crop)), the teacher's
-    outputs; or the fault of a file.
+    Indices from `labelled` on are the images of DATA.unlabelled_list, `unlabelled` in number. An
+    item is image (train_h, train_w, 3), label (train_h, train_w) and, with a `cache` (any object
+    with read(key, crop)), the teacher's outputs; or the fault of a file.
     """
 
     def __init__(self, data: Data, train: Train, seed: int, cache: Any = None):
@@ -64,10 +64,11 @@ class TrainData(Dataset):
 class ResumableBatchSampler(Sampler[list[Key]]):
     """Yields this process's keys (epoch, index) for each step from `start` on, over all epochs.
 
-    Every epoch is a permutation of the labelled images drawn from (seed, epoch); the last ones that do not fill a batch
-    are left out. The unlabelled images come in an endless sequence of permutations, independent of the labelled ones,
-    TRAIN.unlabelled_per_batch a step. The keys are in such an order that each of TRAIN.accumulate equal parts has its
-    share of both. Raises UserError when the labelled images do not fill a batch.
+    Every epoch is a permutation of the labelled images drawn from (seed, epoch); the last ones that
+    do not fill a batch are left out. The unlabelled images come in an endless sequence of
+    permutations, independent of the labelled ones, TRAIN.unlabelled_per_batch a step. The keys are
+    in such an order that each of TRAIN.accumulate equal parts has its share of both. Raises
+    UserError when the labelled images do not fill a batch.
     """
 
     def __init__(self, data: TrainData, start: int = 0):
@@ -92,7 +93,7 @@ class ResumableBatchSampler(Sampler[list[Key]]):
             return seeds.generator(stream, seed, row).permutation(images)
 
         def keys(stream: seeds.Stream, images: int, row_length: int, count: int, step: int, first: int) -> list[Key]:
-            """`count` keys of this step, from permutations of `images`, `row_length` of each; indices from `first`."""
+            """This step's `count` keys: permutations of `images`, `row_length` of each, + `first`."""
             places = (divmod(place, row_length) for place in range(step * count, (step + 1) * count))
             return [(row, first + int(order(stream, images, row)[place])) for row, place in places]
 
@@ -122,8 +123,8 @@ def collate(samples: list) -> tuple[Tensor, Tensor, CachedOutputs | None] | User
 
 def _start_worker(_worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
-    # Signals often reach every process of a job, but are meant for the one that the workers serve: it finishes the
-    # step, and needs them. Only the SIGTERM by which that one ends its workers counts.
+    # Signals often reach every process of a job, but are meant for the one that the workers serve:
+    # it finishes the step, and needs them. Only its own SIGTERM counts, which ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS: there, a SIGTERM to the whole job ends its workers
@@ -139,7 +140,7 @@ def _exit_on_parents_sigterm(parent: int) -> None:
 
 
 def build_loader(data: Dataset, workers: int, **options) -> DataLoader:
-    """A DataLoader that leaves the global random state alone and pins memory where there is a GPU."""
+    """A DataLoader that keeps the global random state and pins memory where there is a GPU."""
     return DataLoader(
         data,
         num_workers=workers,

@@ -2,7 +2,6 @@
 
 import numpy as np
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from util import distributed
 from util.config import Config
@@ -15,7 +14,7 @@ SHOWN = 20  # faults of a list that are printed
 
 
 class LabelCounts(Dataset):
-    """Decodes each pair whole: the number of pixels of each label value, (256,), or the fault as text."""
+    """Decodes each pair: the number of pixels of each label value, (256,), or the fault as text."""
 
     def __init__(self, pairs: list[Pair], classes: int, ignore_label: int):
         self.pairs, self.classes, self.ignore_label = pairs, classes, ignore_label
@@ -35,7 +34,7 @@ class LabelCounts(Dataset):
 
 
 def scan_images(pairs: list[Pair], cfg: Config, source: str) -> None:
-    """Decode every image and label of the list `source`, in TRAIN.workers processes; print the classes' shares.
+    """Decode the list `source` whole, in TRAIN.workers processes; print the classes' shares.
 
     Raises UserError with the number of unusable pairs and the first of them, once all are read.
     """
@@ -43,12 +42,8 @@ def scan_images(pairs: list[Pair], cfg: Config, source: str) -> None:
         return
     names, faults, pixels, images = read_names(cfg.data), [], np.zeros(256, np.int64), np.zeros(256, np.int64)
     counts = LabelCounts(pairs, cfg.data.classes, cfg.train.ignore_label)
-    for item in tqdm(
-        build_loader(counts, min(cfg.train.workers, len(pairs)), batch_size=None),
-        f"read {source}",
-        leave=False,
-        disable=None,
-    ):
+    loader = build_loader(counts, min(cfg.train.workers, len(pairs)), batch_size=None)
+    for item in distributed.progress(loader, f"read {source}"):
         if isinstance(item, str):
             faults.append(item)
         else:

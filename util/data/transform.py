@@ -11,12 +11,13 @@ BLUR = 5  # kernel side of the Gaussian blur, in pixels, as in semseg
 
 
 class Augment:
-    """Random scale, rotation, crop, flip and blur, in semseg's order, by one resampling of image and label.
+    """Random scale, rotation, crop, flip and blur, in semseg's order, by one resampling.
 
-    Scale: uniform in [scale_min, scale_max]. Rotation: about the centre, uniform in [rotate_min, rotate_max]
-    degrees, with probability rotate_prob. Crop: uniform over the positions inside; what is smaller than the crop
-    is centred. What lies outside the image is the mean colour, and in the label the marker of padding: it is kept
-    apart from ignore_label, since a teacher can teach where people did not label.
+    Scale: uniform in [scale_min, scale_max]. Rotation: about the centre, uniform in [rotate_min,
+    rotate_max] degrees, with probability rotate_prob. Crop: uniform over the positions inside; what
+    is smaller than the crop is centred. What lies outside the image is the mean colour, and in the
+    label the marker of padding: it is kept apart from ignore_label, since a teacher can teach where
+    people did not label.
     """
 
     def __init__(self, data: Data, train: Train):
@@ -33,7 +34,7 @@ class Augment:
         size = np.maximum(np.round(scale * np.array([width, height])), 1)
         room = size - (t.train_w, t.train_h)
         offset = np.where(room > 0, np.floor(rng.random(2) * (room + 1)), -((-room) // 2))
-        # Pixel centres lie at half-integers while scaling, as in cv2.resize: x' = (x + 0.5) * scale - 0.5.
+        # Pixel centres lie at half-integers, as in cv2.resize: x' = (x + 0.5) * scale - 0.5.
         resize = size / (width, height)
         affine = np.array([[resize[0], 0, 0.5 * resize[0] - 0.5], [0, resize[1], 0.5 * resize[1] - 0.5], [0, 0, 1]])
         if angle:
@@ -47,7 +48,7 @@ class Augment:
     def __call__(
         self, image: NDArray[np.uint8], label: NDArray[np.uint8], rng: np.random.Generator
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """image (H, W, 3), label (H, W) -> (train_h, train_w, 3), (train_h, train_w); all draws come from `rng`."""
+        """image (H, W, 3), label (H, W) -> (train_h, train_w, 3), (train_h, train_w)."""
         t = self.train
         matrix = self.matrix(*label.shape, rng)
         size = (t.train_w, t.train_h)

@@ -17,7 +17,7 @@ NO_STEP = 2**62  # a step that no run reaches
 
 
 def confusion_matrix(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
-    """(classes, classes) int64 counts, rows truth, columns prediction, of the pixels whose label is a class.
+    """(classes, classes) int64 counts of the pixels whose label is a class, [truth, prediction].
 
     prediction, label: integer tensors of one shape. Any label outside 0 .. classes - 1 is void.
     """
@@ -30,12 +30,12 @@ def confusion_matrix(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
 
 
 def iou(hit: NDArray, truth: NDArray, predicted: NDArray) -> NDArray[np.float64]:
-    """Intersection over union from counts of pixels; 0 where a class is in neither truth nor prediction."""
+    """Intersection over union from counts; 0 for a class in neither truth nor prediction."""
     return hit / np.maximum(truth + predicted - hit, 1)
 
 
 class Scores(NamedTuple):
-    """Fractions from 0 to 1. A class in neither truth nor prediction counts 0 in the means, as in semseg."""
+    """Fractions from 0 to 1. A class in neither truth nor prediction counts 0, as in semseg."""
 
     mIoU: float
     mAcc: float
@@ -57,7 +57,7 @@ class Scores(NamedTuple):
 
 
 class EpochMetrics:
-    """Running sums of an epoch's steps, on the device: each term, the total as `loss`, the confusion matrix.
+    """Running sums of an epoch, on the device: each term, their total `loss`, the confusion matrix.
 
     names: of the terms. Nothing waits for the device before `means` is called.
     """
@@ -75,7 +75,7 @@ class EpochMetrics:
     def add(
         self, terms: Mapping[str, Tensor], total: Tensor, share: float, logits: Tensor, label: Tensor, step: int
     ) -> None:
-        """One forward pass, `share` of a step: its terms, and logits (N, C, h, w) against label (N, h, w)."""
+        """A forward pass, `share` of a step: terms, logits (N, C, h, w) and label (N, h, w)."""
         values = torch.stack([*(terms[name].detach() for name in self.names[:-1]), total.detach()])
         self.sums += values * share
         later = self.first_nonfinite_step.clamp(max=step + 1)

@@ -1,4 +1,4 @@
-"""Prediction of whole images, by sliding windows or at once, as in the semseg family; validation while training."""
+"""Prediction of whole images, by sliding windows or at once, as in semseg; validation."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from model.upsample import BilinearUpsampler
 from util import distributed
@@ -49,7 +48,7 @@ def protocol_for_validation(cfg: Config) -> Protocol:
 
 
 def resize(image: NDArray[np.float32], scale: float, base_size: int) -> NDArray[np.float32]:
-    """Make the longer side round(scale * base_size). Sizes round as in semseg: half to even, first the long side."""
+    """Make the longer side round(scale * base_size), and round half to even, as semseg does."""
     height, width = image.shape[:2]
     long_side = round(scale * base_size)
     new_h = new_w = long_side
@@ -61,7 +60,7 @@ def resize(image: NDArray[np.float32], scale: float, base_size: int) -> NDArray[
 
 
 class ScaledImages(Dataset):
-    """Each image at every scale, float32 (resizing rounded values would change labels), and its label."""
+    """Each image at every scale, in float32, since rounding would change labels; and its label."""
 
     def __init__(self, pairs: list[Pair], protocol: Protocol, classes: int, ignore_label: int):
         self.pairs, self.protocol, self.classes, self.ignore_label = pairs, protocol, classes, ignore_label
@@ -70,7 +69,7 @@ class ScaledImages(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int):
-        """-> index, (height, width), one (h, w, 3) tensor a scale, label (height, width) or None; or a file's fault."""
+        """-> index, (height, width), image (h, w, 3) at each scale, label or None; or a fault."""
         pair, p = self.pairs[index], self.protocol
         try:
             if pair.label is None:
@@ -90,7 +89,7 @@ def _window_starts(size: int, crop: int) -> list[int]:
 
 
 class Window(NamedTuple):
-    """A window whose corner lies at (y, x) of the image, and the rows and columns of the image that it covers."""
+    """A window's corner (y, x) in the image, and the image's rows and columns that it covers."""
 
     y: int
     x: int
@@ -113,7 +112,7 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, scaled: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """The image at each scale, (h, w, 3) -> (classes, *size): the mean over scales of softmax outputs."""
+        """The image at each scale, (h, w, 3) -> (classes, *size): mean softmax over the scales."""
         total = sum(self._resized(image, size) for image in scaled)
         return total[0] / len(scaled)
 
@@ -123,7 +122,7 @@ class Predictor:
         return F.interpolate(total.div_(count), size, mode="bilinear", align_corners=False)
 
     def _windows(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(1, 3, h, w) -> summed softmax outputs (1, classes, h, w), and how many each pixel has (1, 1, h, w)."""
+        """(1, 3, h, w) -> summed softmax (1, classes, h, w), number of summands (1, 1, h, w)."""
         size = height, width = image.shape[2:]
         crop = size if self.protocol.mode == "whole" else self.protocol.crop
         pad_h, pad_w = max(crop[0] - height, 0), max(crop[1] - width, 0)
@@ -149,9 +148,9 @@ class Predictor:
         return total, count
 
     def _logits(self, windows: Tensor) -> tuple[Tensor, ...]:
-        """(N, 3, h, w) -> logits (N, classes, h/8, w/8), and, if flip, those of the mirrored windows mirrored back.
+        """(N, 3, h, w) -> logits (N, classes, h/8, w/8); if flip, of the mirrored windows, too.
 
-        They are mirrored at stride 8: upsampling with align_corners is the same from both ends.
+        Those are mirrored back at stride 8: upsampling by align_corners is the same both ways.
         """
         batch = torch.cat([windows, windows.flip(3)]) if self.protocol.flip else windows
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -187,7 +186,7 @@ def predictions(
     """Predict `pairs[i]` for each i of `indices`. A title asks for a progress bar."""
     images = ScaledImages(pairs, predictor.protocol, predictor.classes, predictor.ignore_label)
     batches = build_loader(images, min(workers, len(indices)), batch_size=None, sampler=indices)
-    for item in tqdm(batches, title, leave=False, disable=None if title and distributed.is_main() else True):
+    for item in distributed.progress(batches, title) if title else batches:
         if isinstance(item, UserError):
             raise item
         index, size, scaled, label = item
@@ -201,7 +200,7 @@ def validate(
     dtype: torch.dtype | None = None,
     stop: Callable[[bool], bool] = lambda sync: False,
 ) -> Tensor | None:
-    """The confusion matrix of quick validation over all processes, (classes, classes); None when told to `stop`.
+    """The (classes, classes) confusion matrix over all processes; None when told to `stop`.
 
     dtype: else TRAIN.precision. stop(sync): called after each image; see Interrupt.stop_requested.
     """

@@ -1,6 +1,8 @@
-"""What the test scripts do: predict a list of images, write the class maps, score them, compare runs."""
+"""The test scripts: predict a list of images, write the class maps, score them, compare runs."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from util import distributed, network
 from util.config import Config
-from util.data.decode import read_image, read_label
-from util.data.lists import Pair, read_colors, read_names, scored_list
+from util.data.decode import read_label
+from util.data.lists import Pair, read_colors, read_names, read_pair, scored_list
 from util.data.scan import scan_images
 from util.errors import UserError
 from util.evaluate import predict
@@ -22,16 +23,16 @@ from util.files import BackgroundWriter, check_writable, replace_text
 
 
 def test(cfg: Config) -> None:
-    """Predict TEST.test_list with TEST.model_path and score it; TEST.has_prediction scores what is already there.
+    """Predict TEST.test_list, or take the maps that are there (TEST.has_prediction), and score.
 
-    Writes gray/NAME.png (class indices), color/NAME.png (palette) and, unless TEST.split is test, metrics.json under
-    TEST.save_folder. TEST.index_start and TEST.index_step choose a part of the list.
+    Writes gray/NAME.png (class indices), color/NAME.png (palette) and, unless TEST.split is test,
+    metrics.json under TEST.save_folder. TEST.index_start and index_step choose a part of the list.
     """
     t = cfg.test
     pairs = scored_list(t.test_list, "TEST.test_list", cfg.data, labelled=t.split != "test")
     maps = output_names(pairs, Path(t.save_folder))  # of the whole list: a part must not name its maps otherwise
-    end = t.index_start + t.index_step if t.index_step else len(pairs)
-    pairs, maps = pairs[t.index_start : end], maps[t.index_start : end]
+    part = slice(t.index_start, t.index_start + t.index_step if t.index_step else None)
+    pairs, maps = pairs[part], maps[part]
     if not pairs:
         raise UserError(f"TEST.index_start {t.index_start} is past the end of {t.test_list}")
     names = read_names(cfg.data)
@@ -44,19 +45,23 @@ def test(cfg: Config) -> None:
     matrix = _score_existing(pairs, maps, cfg) if t.has_prediction else _predict(pairs, maps, cfg)
     if t.split == "test" or not distributed.is_main():
         return
-    metrics = report(matrix, names, cfg, len(pairs))
-    path = Path(t.save_folder, "metrics.json")
-    try:
+    metrics, path = report(matrix, names, cfg, len(pairs)), Path(t.save_folder, "metrics.json")
+    with _writing(Path(t.save_folder)):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(metrics, indent=1) + "\n")
+    print(f"{table(metrics)}\n{protocol_line(metrics['protocol'])}\nwritten to {path}")
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise UserError(f"cannot write {path} (TEST.save_folder): {error.strerror}") from None
-    print(table(metrics))
-    print(f"{protocol_line(metrics['protocol'])}\nwritten to {path}")
+        raise UserError(f"cannot write {folder} (TEST.save_folder): {error.strerror}") from None
 
 
 def output_names(pairs: list[Pair], folder: Path) -> list[str]:
-    """NAME of each image's maps: its file name without extension, as in semseg; with folders where that repeats."""
+    """NAME of each image's maps: its file's stem, as in semseg; with folders where that repeats."""
     names = [pair.image.stem for pair in pairs]
     if len(set(names)) < len({pair.image for pair in pairs}):
         names = ["_".join(pair.image.with_suffix("").parts[-3:]) for pair in pairs]
@@ -75,11 +80,9 @@ def _load(cfg: Config) -> predict.Predictor:
 def _predict(pairs: list[Pair], names: list[str], cfg: Config) -> torch.Tensor:
     """Write each image's maps -> the confusion matrix over all processes, zero without labels."""
     predictor, folder, palette = _load(cfg), Path(cfg.test.save_folder), read_colors(cfg.data)
-    try:
+    with _writing(folder):
         for kind in ("gray", "color"):
             (folder / kind).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {folder} (TEST.save_folder): {error.strerror}") from None
     matrix = torch.zeros(cfg.data.classes, cfg.data.classes, dtype=torch.int64, device=predictor.device)
     indices, title = distributed.indices_of_this_rank(len(pairs)), f"test {len(pairs)} images"
     writer = BackgroundWriter()
@@ -92,7 +95,7 @@ def _predict(pairs: list[Pair], names: list[str], cfg: Config) -> torch.Tensor:
 
 
 def check_only(cfg: Config, pairs: list[Pair], names: list[str]) -> None:
-    """--check: read every image, load the network, predict one; write nothing. Raises UserError as `test` would."""
+    """--check: read every image, predict one, write nothing. Raises UserError as `test` would."""
     t = cfg.test
     read_colors(cfg.data)
     scan_images(pairs, cfg, t.test_list)
@@ -109,35 +112,26 @@ def check_only(cfg: Config, pairs: list[Pair], names: list[str]) -> None:
 
 
 def write_maps(gray: NDArray[np.uint8], palette: NDArray[np.uint8], folder: Path, name: str) -> None:
-    """folder/gray/NAME.png (class indices) and folder/color/NAME.png; gray (H, W), palette (256, 3)."""
-    try:
+    """gray (H, W) -> folder/gray/NAME.png, and folder/color/NAME.png with the palette (256, 3)."""
+    with _writing(folder):
         Image.fromarray(gray).save(folder / "gray" / f"{name}.png")
         color = Image.fromarray(gray, "P")
         color.putpalette(palette.tobytes())
         color.save(folder / "color" / f"{name}.png")
-    except OSError as error:
-        raise UserError(f"cannot write {name}.png to {folder} ({error.strerror})") from None
 
 
-def _score_existing(pairs: list[Pair], maps: list[str], cfg: Config) -> torch.Tensor:
+def _score_existing(pairs: list[Pair], names: list[str], cfg: Config) -> torch.Tensor:
     classes, folder = cfg.data.classes, Path(cfg.test.save_folder, "gray")
     matrix = torch.zeros(classes, classes, dtype=torch.int64)
-    for index in tqdm(
-        distributed.indices_of_this_rank(len(pairs)),
-        "score",
-        leave=False,
-        disable=None if distributed.is_main() else True,
-    ):
-        pair = pairs[index]
-        shape = read_image(pair.image).shape[:2]
-        label = read_label(pair.label, shape, classes, cfg.train.ignore_label)
-        prediction = read_map(folder, maps[index], shape, classes)
-        matrix += confusion_matrix(torch.from_numpy(prediction.copy()), torch.from_numpy(label.copy()), classes)
+    for index in distributed.progress(distributed.indices_of_this_rank(len(pairs)), "score"):
+        _, label = read_pair(pairs[index], classes, cfg.train.ignore_label)
+        prediction = read_map(folder, names[index], label.shape, classes)
+        matrix += confusion_matrix(torch.tensor(prediction), torch.tensor(label), classes)
     return distributed.all_reduce(matrix.to(distributed.device()))
 
 
 def read_map(folder: Path, name: str, shape: tuple[int, int], classes: int) -> NDArray[np.uint8]:
-    """The class indices (H, W) that a test left in folder/NAME.png. Raises UserError for what is none."""
+    """The class indices (H, W) in folder/NAME.png. Raises UserError for what is no such map."""
     path = folder / f"{name}.png"
     if not path.is_file():
         raise UserError(f"{path} does not exist; test that network first, without TEST.has_prediction")
@@ -165,7 +159,8 @@ def report(matrix: torch.Tensor, names: list[str], cfg: Config, images: int) -> 
             "checkpoint": t.model_path,
             "list": t.test_list,
         },
-        # What tool/report/compare.py needs to find images, labels and maps again, and to tell teacher from student.
+        # What tool/report/compare.py needs to find images, labels and maps again, and to tell
+        # teacher from student.
         "data": cfg.data.model_dump(),
         "ignore_label": cfg.train.ignore_label,
         "network": {"layers": cfg.train.layers, "teacher_layers": cfg.distill and cfg.distill.teacher_layers},
@@ -191,7 +186,7 @@ def protocol_line(p: dict[str, Any]) -> str:
 
 
 def compare(cfg: Config) -> None:
-    """Print teacher, student alone and distilled side by side, and whether the distilled one lies between."""
+    """Print teacher, student alone and distilled side by side, and a verdict."""
     if not distributed.is_main() or cfg.check or cfg.test.compare is None or cfg.test.split == "test":
         return
     files = {
