@@ -4,13 +4,11 @@ import contextlib
 import datetime
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from util.errors import UserError
 
@@ -38,11 +36,6 @@ def all_reduce(tensor: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) 
     if world_size() > 1:
         dist.all_reduce(tensor, op)
     return tensor
-
-
-def progress(items: Iterable, title: str) -> Iterable:
-    """`items` with a progress bar, where this process prints to a terminal."""
-    return tqdm(items, title, leave=False, disable=None if is_main() else True)
 
 
 def device() -> torch.device:

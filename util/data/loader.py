@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import cv2
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from model.labels import reserved_labels
 from util import distributed, seeds
@@ -93,7 +94,7 @@ class ResumableBatchSampler(Sampler[list[Key]]):
             return seeds.generator(stream, seed, row).permutation(images)
 
         def keys(stream: seeds.Stream, images: int, row_length: int, count: int, step: int, first: int) -> list[Key]:
-            """This step's `count` keys: permutations of `images`, `row_length` of each, + `first`."""
+            """`count` keys of `step`: permutations of `images`, `row_length` of each, from `first`."""
             places = (divmod(place, row_length) for place in range(step * count, (step + 1) * count))
             return [(row, first + int(order(stream, images, row)[place])) for row, place in places]
 
@@ -153,3 +154,8 @@ def build_loader(data: Dataset, workers: int, **options) -> DataLoader:
 
 def train_loader(data: TrainData, sampler: ResumableBatchSampler, workers: int) -> DataLoader:
     return build_loader(data, workers, batch_sampler=sampler, collate_fn=collate)
+
+
+def progress(items: Iterable, title: str) -> Iterable:
+    """`items` with a progress bar, where the main process prints to a terminal."""
+    return tqdm(items, title, leave=False, disable=None if distributed.is_main() else True)

@@ -7,7 +7,7 @@ from util import distributed
 from util.config import Config
 from util.data.decode import read_image
 from util.data.lists import Pair, read_names, read_pair
-from util.data.loader import build_loader
+from util.data.loader import build_loader, progress
 from util.errors import UserError
 
 SHOWN = 20  # faults of a list that are printed
@@ -43,7 +43,7 @@ def scan_images(pairs: list[Pair], cfg: Config, source: str) -> None:
     names, faults, pixels, images = read_names(cfg.data), [], np.zeros(256, np.int64), np.zeros(256, np.int64)
     counts = LabelCounts(pairs, cfg.data.classes, cfg.train.ignore_label)
     loader = build_loader(counts, min(cfg.train.workers, len(pairs)), batch_size=None)
-    for item in distributed.progress(loader, f"read {source}"):
+    for item in progress(loader, f"read {source}"):
         if isinstance(item, str):
             faults.append(item)
         else:

@@ -18,7 +18,7 @@ from util.config import Config
 from util.data.batch import Normalize
 from util.data.decode import read_image
 from util.data.lists import Pair, read_pair
-from util.data.loader import build_loader
+from util.data.loader import build_loader, progress
 from util.errors import UserError
 from util.evaluate.metric import confusion_matrix
 from util.stop import SYNC_EVERY
@@ -186,7 +186,7 @@ def predictions(
     """Predict `pairs[i]` for each i of `indices`. A title asks for a progress bar."""
     images = ScaledImages(pairs, predictor.protocol, predictor.classes, predictor.ignore_label)
     batches = build_loader(images, min(workers, len(indices)), batch_size=None, sampler=indices)
-    for item in distributed.progress(batches, title) if title else batches:
+    for item in progress(batches, title) if title else batches:
         if isinstance(item, UserError):
             raise item
         index, size, scaled, label = item

@@ -15,6 +15,7 @@ from util import distributed, network
 from util.config import Config
 from util.data.decode import read_label
 from util.data.lists import Pair, read_colors, read_names, read_pair, scored_list
+from util.data.loader import progress
 from util.data.scan import scan_images
 from util.errors import UserError
 from util.evaluate import predict
@@ -123,7 +124,7 @@ def write_maps(gray: NDArray[np.uint8], palette: NDArray[np.uint8], folder: Path
 def _score_existing(pairs: list[Pair], names: list[str], cfg: Config) -> torch.Tensor:
     classes, folder = cfg.data.classes, Path(cfg.test.save_folder, "gray")
     matrix = torch.zeros(classes, classes, dtype=torch.int64)
-    for index in distributed.progress(distributed.indices_of_this_rank(len(pairs)), "score"):
+    for index in progress(distributed.indices_of_this_rank(len(pairs)), "score"):
         _, label = read_pair(pairs[index], classes, cfg.train.ignore_label)
         prediction = read_map(folder, names[index], label.shape, classes)
         matrix += confusion_matrix(torch.tensor(prediction), torch.tensor(label), classes)
