@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from util import config, files
 from util.errors import UserError
@@ -51,27 +50,15 @@ def settings_of(cfg: config.Config) -> Settings:
     }
 
 
-def defaults(model: type[BaseModel], prefix: str = "") -> Settings:
-    """Every key's default by its dotted name; None for a key that has none."""
-    found: Settings = {}
-    for name, field in model.model_fields.items():
-        key = prefix + (field.alias or name)
-        found[key] = None if field.is_required() else field.get_default(call_default_factory=True)
-        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                found |= defaults(kind, f"{key}.")
-    return found
-
-
 def without_defaults(settings: Settings) -> Settings:
     """The settings other than the default, so that a key added later changes none of them."""
-    known = defaults(config.Config)
+    known = config.defaults()
     return {key: value for key, value in settings.items() if value != known.get(key.removeprefix(TEACHER))}
 
 
 def differences(recorded: Settings, planned: Settings) -> list[str]:
     """The settings that differ, in words; a key that one side lacks has its default there."""
-    known, found = defaults(config.Config), []
+    known, found = config.defaults(), []
     for key in {**recorded, **planned}:
         default = known.get(key.removeprefix(TEACHER))
         then, now = recorded.get(key, default), planned.get(key, default)

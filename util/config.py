@@ -1,4 +1,4 @@
-"""A YAML file and command-line overrides -> a checked, typed, read-only Config (keys: util/keys.py)."""
+"""A YAML file and overrides -> a checked, typed, read-only Config (its keys: util/keys.py)."""
 
 import difflib
 import re
@@ -94,26 +94,27 @@ def _apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, An
     return tree
 
 
-def _known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in model.model_fields.items():
+def defaults(model: type[BaseModel] | None = None, prefix: str = "") -> dict[str, Any]:
+    """Each known key's default by its dotted name; None for a key that has none."""
+    found: dict[str, Any] = {}
+    for name, field in (model or Config).model_fields.items():
         key = f"{prefix}{field.alias or name}"
-        keys.append(key)
+        found[key] = None if field.is_required() else field.get_default(call_default_factory=True)
         for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                keys += _known_keys(kind, f"{key}.")
-    return keys
+                found |= defaults(kind, f"{key}.")
+    return found
 
 
 def _nearest(key: str) -> str | None:
     """The known key most like `key`: by its own name first, then by its section."""
 
     def likeness(known: str) -> float:
-        pairs = list(zip(key.lower().rpartition("."), known.lower().rpartition("."), strict=True))
+        pairs = zip(key.lower().rpartition("."), known.lower().rpartition("."), strict=True)
         section, _, name = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
         return name + 0.1 * section
 
-    best = max(_known_keys(), key=likeness)
+    best = max(defaults(), key=likeness)
     return best if likeness(best) > 0.7 else None
 
 
@@ -137,7 +138,7 @@ def _explain(error: dict[str, Any]) -> str:
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read `path`, apply `overrides` ([key, value, key, value, ...]; the last one counts), check, derive empty paths.
+    """Read `path`, apply `overrides` ([key, value, ...]; the last one counts), check, fill empty paths.
 
     Raises UserError that lists the faults, not only the first.
     """
@@ -154,17 +155,16 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def _derive_paths(cfg: Config) -> Config:
-    """Fill the paths that follow from others where they are empty: of the checkpoint, the results, the teacher."""
-    train, test = cfg.train, cfg.test
+    """Fill empty paths that follow from others: of the checkpoint, the results, the teacher."""
+    train, test, distill = cfg.train, cfg.test, cfg.distill
     folder = Path(train.save_path)
     result = folder.with_name("result") if folder.name == "model" else folder / "result"
-    update: dict[str, Any] = {
+    paths = {
         "model_path": test.model_path or str(folder / f"train_epoch_{train.epochs}.pth"),
         "save_folder": test.save_folder or str(result),
     }
-    sections: dict[str, Any] = {"test": test.model_copy(update=update)}
-    if cfg.distill and not cfg.distill.teacher_path:
+    if distill and not distill.teacher_path:
         # Its own teacher does not matter, and may be this config: a path given ends the chain.
-        teacher = load(cfg.distill.teacher_config, ["DISTILL.teacher_path", "unused"]).test.model_path
-        sections["distill"] = cfg.distill.model_copy(update={"teacher_path": teacher})
-    return cfg.model_copy(update=sections)
+        teacher = load(distill.teacher_config, ["DISTILL.teacher_path", "unused"]).test.model_path
+        distill = distill.model_copy(update={"teacher_path": teacher})
+    return cfg.model_copy(update={"test": test.model_copy(update=paths), "distill": distill})

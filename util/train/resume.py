@@ -12,10 +12,9 @@ from torch import nn
 from model.distill.adapters import StudentWithAdapters
 from model.pspnet import PSPNet
 from util import checkpoint, distributed
-from util.config import Config
+from util.config import Config, defaults
 from util.data.lists import read_text
 from util.errors import UserError
-from util.keys import Section
 
 # Keys that do not change what is learned. The training lists may move: their content is compared.
 MAY_CHANGE_ON_RESUME = {
@@ -75,7 +74,9 @@ class Progress:
         """Take everything from a checkpoint. Raises UserError for one of another network or of other settings."""
         if missing := [key for key in ("step", "settings", "optimizer", *self.modules) if key not in content]:
             raise UserError(f"{path} cannot be resumed: it has no {missing[0]}; make it TRAIN.weight instead")
-        if changed := _changed(content["settings"], self.settings):
+        then = defaults() | content["settings"]  # a key that the checkpoint does not know had its default
+        changed = [f"{k} (was {then.get(k)}, is {v})" for k, v in self.settings.items() if then.get(k) != v]
+        if changed:
             raise UserError(
                 f"{path} was trained with other settings: {', '.join(changed)}; take them back, or start anew with "
                 "another TRAIN.save_path"
@@ -91,43 +92,17 @@ class Progress:
         if self.validation != own:
             log.warning("warning: validation has changed (val_list or TEST.base_size); the best val mIoU starts anew")
             self.validation, self.best, self.best_epoch = own, -1.0, self.epoch
-        if (then := content.get("processes", 1)) != distributed.world_size():
+        if (processes := content.get("processes", 1)) != distributed.world_size():
             log.warning(
-                "warning: started with %d processes, resuming with %d: not bit for bit as before, since each has its "
-                "own dropout and, without TRAIN.sync_bn on CUDA, its own BatchNorm statistics",
-                then,
-                distributed.world_size(),
+                f"warning: started with {processes} processes, resuming with {distributed.world_size()}: not bit for "
+                "bit as before, since each has its own dropout and, without TRAIN.sync_bn on CUDA, its own BatchNorm"
             )
 
 
-def _changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The settings that differ. A key that the checkpoint does not know had its default then."""
-    defaults = {}
-    for section, field in Config.model_fields.items():
-        kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
-        for kind in (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)):
-            for key, inner in kind.model_fields.items():
-                if not inner.is_required():
-                    _flatten(
-                        {key: _plain(inner.get_default(call_default_factory=True))}, f"{section.upper()}.", defaults
-                    )
-    return [
-        f"{key} (was {then.get(key, defaults.get(key))}, is {value})"
-        for key, value in now.items()
-        if then.get(key, defaults.get(key)) != value
-    ]
-
-
-def _plain(value: Any) -> Any:
-    return value.model_dump(by_alias=True) if isinstance(value, Section) else value
-
-
-def _flatten(tree: dict[str, Any], prefix: str, flat: dict[str, Any]) -> dict[str, Any]:
+def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            _flatten(value, f"{prefix}{key}.", flat)
-        else:
-            flat[f"{prefix}{key}"] = value
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
@@ -136,8 +111,8 @@ def _settings(cfg: Config) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for section, keys in cfg.model_dump(by_alias=True).items():
         if keys is not None and section in MAY_CHANGE_ON_RESUME:
-            free = MAY_CHANGE_ON_RESUME[section]
-            _flatten({key: value for key, value in keys.items() if key not in free}, f"{section}.", flat)
+            fixed = {key: value for key, value in keys.items() if key not in MAY_CHANGE_ON_RESUME[section]}
+            flat |= _flatten(fixed, f"{section}.")
     for key in ("train_list", "unlabelled_list"):
         if path := getattr(cfg.data, key):
             flat[f"content of DATA.{key}"] = _digest(path, f"DATA.{key}")
@@ -165,10 +140,10 @@ def _digest(path: str, key: str) -> str:
 
 
 def resume(cfg: Config, model: PSPNet | StudentWithAdapters, optimizer: torch.optim.Optimizer) -> Progress:
-    """The run's progress, with model and optimizer as TRAIN.resume names them: auto takes the newest whole checkpoint.
+    """The run's progress; model and optimizer as TRAIN.resume names them (auto: the newest whole one).
 
-    One that is cut short is renamed, with a warning, and the one before it is taken. Raises UserError for a
-    checkpoint of another network or of other settings.
+    A checkpoint that is cut short is renamed, with a warning, and the one before it is taken.
+    Raises UserError for a checkpoint of another network or of other settings.
     """
     progress = Progress(cfg, model, optimizer)
     folder, found, content = progress.folder, [cfg.train.resume], None
