@@ -18,6 +18,7 @@ from util import checkpoint
 from util.data import decode
 from util.errors import UserError
 from util.evaluate import predict
+from util.files import BackgroundWriter
 from util.stop import worker_death_as_user_error
 from util.train.step import Stepper
 
@@ -238,3 +239,21 @@ def test_a_map_that_cannot_be_written_stops_the_test_at_once(tiny, fails, monkey
     options = ["--config", tiny.path, "TEST.model_path", tiny.out / "n.pth", "TEST.test_list", tiny.out / "list.txt"]
     assert "No space left" in fails("test_18.py", *options)
     assert len(seen) <= 6
+
+
+def test_few_writes_wait_for_a_slow_disk():
+    """Else a test of many images keeps them all in memory."""
+    writer, written = BackgroundWriter(pending=2), []
+
+    def write(number):
+        time.sleep(0.01)
+        written.append(number)
+
+    for number in range(12):
+        writer.submit(write, number)
+        assert number + 1 - len(written) <= 2
+    writer.flush()
+    assert written == list(range(12))
+    writer.submit(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        writer.flush()

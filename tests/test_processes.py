@@ -87,7 +87,7 @@ def test_early_warning_and_requeue(tiny, command):
     assert checkpoint.read(newest)["processes"] == 2
     running = launch(options, tiny.out)
     assert [process.wait(120) for process in running] == [0, 0], (tiny.out / "out0").read_text()
-    assert "going on from" in (tiny.out / "out0").read_text()
+    assert "resuming from" in (tiny.out / "out0").read_text()
     epochs = [json.loads(line)["epoch"] for line in (tiny.out / "run" / "metrics.jsonl").read_text().splitlines()]
     assert epochs == list(range(1, 6))
 
