@@ -27,10 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tool.report.picture import legend  # noqa: E402
 from util import config, distributed, network, run  # noqa: E402
 from util.data.decode import read_image  # noqa: E402
-from util.data.lists import Pair, read_colors, read_names  # noqa: E402
+from util.data.lists import read_colors, read_names  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.evaluate import predict  # noqa: E402
-from util.evaluate.testing import output_names, write_maps  # noqa: E402
+from util.evaluate.testing import map_paths, write_maps  # noqa: E402
+from util.outputs import check_outputs, output_names  # noqa: E402
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 DEFAULT_RATE = 25.0  # frames a second, where the source gives none
@@ -74,7 +75,7 @@ def open_stream(source: str) -> Stream:
         problem = f"camera {source} cannot be opened" if camera else f"{source} cannot be read as a picture or video"
         raise UserError(f"{problem}; name {INPUTS}")
     rate = capture.get(cv2.CAP_PROP_FPS)
-    name = f"camera{source}" if camera else Path(source).stem
+    name = f"camera{source}" if camera else source
     return Stream(name, _frames(capture, first), rate if 0 < rate < 1000 else DEFAULT_RATE)
 
 
@@ -123,7 +124,7 @@ def label_picture(predictor: predict.Predictor, image: NDArray[np.uint8]) -> NDA
 def segment_pictures(segmenter: Segmenter, paths: list[Path], out: Path) -> None:
     """Write maps and overlays under `out`; at the end, one UserError names undecodable files."""
     predictor, bad = segmenter.predictor(quick=False), []
-    for path, name in zip(paths, output_names([Pair(path, None) for path in paths], out), strict=True):
+    for path, name in zip(paths, output_names(paths), strict=True):
         try:
             image = read_image(path)
         except UserError:
@@ -179,11 +180,13 @@ def main() -> None:
             raise UserError(f"name {INPUTS}; see --help")
         found = {source: find_pictures(source) for source in sources}
         streams = [open_stream(source) for source, paths in found.items() if paths is None]
-        pictures = [path for paths in found.values() for path in paths or []]
+        pictures = list(dict.fromkeys(path for paths in found.values() for path in paths or []))
         out = arguments.out or Path(cfg.test.save_folder).parent / "demo"
-        videos = [out / f"{stream.name}.mp4" for stream in streams]
-        if len(set(videos)) < len(videos) or {path.resolve() for path in videos} & {Path(s).resolve() for s in sources}:
-            raise UserError(f"videos in {out} would overwrite each other or a source; name another folder with --out")
+        videos = [out / f"{name}.mp4" for name in output_names([Path(stream.name) for stream in streams])]
+        names = output_names(pictures)
+        maps = [*map_paths(out, names), *(out / "overlay" / f"{name}.jpg" for name in names)]
+        inputs = [*sources, *pictures, cfg.test.model_path, cfg.data.names_path, cfg.data.colors_path]
+        check_outputs([*videos, *maps], inputs)
         segmenter = Segmenter(cfg)
         try:
             for folder in (out, *(out / kind for kind in ("gray", "color", "overlay") if pictures)):

@@ -29,6 +29,7 @@ from util.errors import UserError  # noqa: E402
 from util.evaluate import predict  # noqa: E402
 from util.evaluate.metric import Scores, confusion_matrix  # noqa: E402
 from util.files import atomic_write  # noqa: E402
+from util.outputs import check_outputs  # noqa: E402
 
 MIN_AGREEMENT = 0.9999  # of the labels, at each size
 SUFFIX = {"onnx": ".onnx", "state_dict": ".pth"}
@@ -144,6 +145,8 @@ def main() -> None:
         path = arguments.out or checkpoint.with_suffix(SUFFIX[arguments.to])
         if path == checkpoint:
             path = path.with_stem(f"{path.stem}_student")
+        files = [path] if arguments.to != "onnx" else [path, path.with_suffix(".int8.onnx"), Path(f"{path}.json")]
+        check_outputs(files, [checkpoint, arguments.config, cfg.data.names_path, cfg.test.test_list])
         if arguments.to == "onnx":
             export_onnx(cfg, arguments, path)
         else:

@@ -20,6 +20,7 @@ from tool.report import bootstrap, cost, page, runs, summary  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.evaluate.testing import verdict  # noqa: E402
 from util.files import replace_text  # noqa: E402
+from util.outputs import check_outputs  # noqa: E402
 from util.run import Parser, errors_in_one_line  # noqa: E402
 
 
@@ -158,6 +159,8 @@ def main() -> None:
         report["reading"] = reading(report, cost.setting(size))
         text = markdown(report)
         out = arguments.out or Path(os.path.relpath(os.path.commonpath([run.folder.resolve() for run in entries])))
+        written = [out / f"report.{name}" for name in ("md", "json", "html")]
+        check_outputs(written, [path for pair in pairs for path in pair])
         html = page.build(report, entries, pairs, counts, arguments.scenes)
         try:
             out.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tool.report.runs import Counts, Run, read_scene
 from util.data.lists import Pair, read_colors
-from util.evaluate.testing import output_names
+from util.outputs import output_names
 
 LONG_SIDE = 512  # of an image in the page, in pixels
 QUALITY = 85
@@ -68,7 +68,7 @@ def build(report: dict[str, Any], runs: list[Run], pairs: list[Pair], counts: Co
     before = report["baseline"]
     after = report["best"] if report["best"] != before else len(runs) - 1
     gain = (counts.corrected[:, before, after] - counts.corrected[:, after, before]) / np.maximum(counts.valid, 1)
-    names = output_names(pairs, runs[0].folder)
+    names = output_names([pair.image for pair in pairs])
     content = {
         "report": report,
         "before": before,

@@ -9,7 +9,7 @@ from PIL import Image
 
 from util.config import Config
 from util.data.lists import read_colors, read_names, read_pair, scored_list
-from util.evaluate.testing import output_names
+from util.outputs import output_names
 
 SCENES = 6
 WIDTH = 240  # of a panel, in pixels
@@ -43,7 +43,7 @@ def comparison(cfg: Config, results: dict[str, Path], folder: Path) -> None:
     colors = read_colors(cfg.data).copy()
     names = read_names(cfg.data)
     colors[cfg.train.ignore_label] = VOID_COLOR
-    maps, rows = output_names(pairs, folder), []
+    maps, rows = output_names([pair.image for pair in pairs]), []
     for index in np.linspace(0, len(pairs) - 1, min(SCENES, len(pairs))).astype(int):
         image, label = read_pair(pairs[index], cfg.data.classes, cfg.train.ignore_label)
         panels = [image, colors[label]]

@@ -18,7 +18,8 @@ from util.data.decode import read_image, read_label
 from util.data.lists import Pair, scored_list
 from util.errors import UserError
 from util.evaluate.metric import confusion_matrix, iou
-from util.evaluate.testing import output_names, read_map
+from util.evaluate.testing import read_map
+from util.outputs import output_names
 
 BORDER, INSIDE = 0, 1  # regions; see near_border
 HIT, TRUTH, PREDICTED = 0, 1, 2  # kinds of counts
@@ -179,7 +180,7 @@ def near_border(label: NDArray[np.uint8], share: float) -> tuple[NDArray[np.bool
 
 def count(runs: list[Run], pairs: list[Pair], border: float) -> Counts:
     """Raises UserError where maps do not give the mIoU in metrics.json; border: see near_border."""
-    classes, names = runs[0].data.classes, output_names(pairs, runs[0].folder)
+    classes, names = runs[0].data.classes, output_names([pair.image for pair in pairs])
     pixels = np.zeros((len(runs), len(pairs), 2, 3, classes), np.int64)
     corrected = np.zeros((len(pairs), len(runs), len(runs)), np.int64)
     valid, widths = np.zeros(len(pairs), np.int64), np.zeros(len(pairs), np.int64)

@@ -21,6 +21,7 @@ from util.errors import UserError
 from util.evaluate import predict
 from util.evaluate.metric import Scores, confusion_matrix
 from util.files import BackgroundWriter, check_writable, replace_text
+from util.outputs import check_outputs, output_names
 
 
 def test(cfg: Config) -> None:
@@ -31,7 +32,7 @@ def test(cfg: Config) -> None:
     """
     t = cfg.test
     pairs = scored_list(t.test_list, "TEST.test_list", cfg.data, labelled=t.split != "test")
-    maps = output_names(pairs, Path(t.save_folder))  # of the whole list: a part must not name its maps otherwise
+    maps = output_names([pair.image for pair in pairs])  # of the whole list: parts must not name theirs otherwise
     part = slice(t.index_start, t.index_start + t.index_step if t.index_step else None)
     pairs, maps = pairs[part], maps[part]
     if not pairs:
@@ -39,6 +40,9 @@ def test(cfg: Config) -> None:
     names = read_names(cfg.data)
     if t.has_prediction and t.split == "test":
         raise UserError("TEST.has_prediction scores existing maps, but TEST.split test has no labels to score them by")
+    inputs = [*(path for pair in pairs for path in pair), t.model_path, t.test_list, cfg.data.names_path]
+    outputs = [] if t.has_prediction else map_paths(Path(t.save_folder), maps)
+    check_outputs([*outputs, Path(t.save_folder, "metrics.json")], [*inputs, cfg.data.colors_path])
     if cfg.check:
         check_only(cfg, pairs, maps)
         return
@@ -61,14 +65,9 @@ def _writing(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot write {folder} (TEST.save_folder): {error.strerror}") from None
 
 
-def output_names(pairs: list[Pair], folder: Path) -> list[str]:
-    """NAME of each image's maps: its file's stem, as in semseg; with folders where that repeats."""
-    names = [pair.image.stem for pair in pairs]
-    if len(set(names)) < len({pair.image for pair in pairs}):
-        names = ["_".join(pair.image.with_suffix("").parts[-3:]) for pair in pairs]
-    if len(set(names)) < len({pair.image for pair in pairs}):
-        raise UserError(f"the test list has images of the same name; their maps would overwrite each other in {folder}")
-    return names
+def map_paths(folder: Path, names: list[str], kinds: tuple[str, ...] = ("gray", "color")) -> list[Path]:
+    """The files that `write_maps` writes."""
+    return [folder / kind / f"{name}.png" for kind in kinds for name in names]
 
 
 def _load(cfg: Config) -> predict.Predictor:
