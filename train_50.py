@@ -10,7 +10,7 @@ def main(cfg):
 
     def losses(network, batch):
         output = network(batch.image)
-        return output.logits, supervised_losses(output, batch.labels[cfg.train.zoom_factor])
+        return output.logits, supervised_losses(output, batch.labels[cfg.train.zoom_factor], cfg.train.class_weights)
 
     engine.fit(cfg, teacher, losses, {"ce": 1.0, "aux_ce": cfg.train.aux_weight})
 

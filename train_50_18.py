@@ -22,7 +22,7 @@ def main(cfg):
     def losses(student, batch):
         t, s = teacher(batch), student(batch.image)
         valid = batch.valid[1]
-        terms = supervised_losses(s, batch.labels[cfg.train.zoom_factor])
+        terms = supervised_losses(s, batch.labels[cfg.train.zoom_factor], cfg.train.class_weights)
         terms["kl"] = kl(prepare_logits(s.logits), prepare_logits(t.logits), valid, temperature=cfg.distill.temperature)
         if t.aux is not None:  # else load_teacher has checked that aux_mse weighs 0
             terms["aux_mse"] = mse(s.aux, t.aux, valid)

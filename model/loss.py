@@ -1,5 +1,7 @@
 """Cross entropy of a batch, and the mean over valid positions that all losses take."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,17 +28,18 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits, label, mask):
+    def forward(ctx, logits, label, mask, class_weights):
         upsampler = BilinearUpsampler(logits, label.shape[1:])
         gradient, total = torch.zeros_like(upsampler.columns_done), logits.new_zeros(())
         for rows in upsampler.blocks():
             valid = mask[:, None, rows]
             index = label[:, None, rows].where(valid, 0)
             scores = upsampler.rows(rows).log_softmax(1)
-            total -= scores.gather(1, index).where(valid, 0).sum()
+            weight = valid if class_weights is None else class_weights[index] * valid
+            total -= (scores.gather(1, index) * weight).sum()
             if ctx.needs_input_grad[0]:
                 scores.exp_()
-                scores.scatter_(1, index, scores.gather(1, index) - 1).masked_fill_(~valid, 0)
+                scores.scatter_(1, index, scores.gather(1, index) - 1).mul_(weight)
                 upsampler.add_gradient(gradient, rows, scores)
         ctx.save_for_backward(gradient @ upsampler.column_weights)
         return total
@@ -44,20 +47,27 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        return ctx.saved_tensors[0] * grad, None, None
+        return ctx.saved_tensors[0] * grad, None, None, None
 
 
-def cross_entropy(logits: Tensor, labels: Labels) -> Tensor:
-    """Mean cross entropy over valid pixels. logits (N, C, h, w) are upsampled to the labels' grid."""
+def cross_entropy(logits: Tensor, labels: Labels, class_weights: Sequence[float] | None = None) -> Tensor:
+    """Mean over valid pixels of the cross entropy, each times its class's weight if there are any.
+
+    logits (N, C, h, w) are upsampled to the labels' grid.
+    """
     logits = to_float32(logits)
+    weights = None if class_weights is None else logits.new_tensor(class_weights)
     if logits.shape[2:] == labels.label.shape[1:]:
-        total = F.cross_entropy(logits, labels.label.where(labels.mask, -100), reduction="sum")
+        total = F.cross_entropy(logits, labels.label.where(labels.mask, -100), weights, reduction="sum")
     else:
         with torch.autocast(logits.device.type, enabled=False):  # it would compute the products in bfloat16
-            total = _UpsampledCrossEntropy.apply(logits, labels.label, labels.mask)
+            total = _UpsampledCrossEntropy.apply(logits, labels.label, labels.mask, weights)
     return total / labels.count
 
 
-def supervised_losses(output: Output, labels: Labels) -> dict[str, Tensor]:
+def supervised_losses(
+    output: Output, labels: Labels, class_weights: Sequence[float] | None = None
+) -> dict[str, Tensor]:
     """The terms of plain PSPNet training: cross entropy of the final and of the auxiliary output."""
-    return {"ce": cross_entropy(output.logits, labels), "aux_ce": cross_entropy(output.aux, labels)}
+    outputs = {"ce": output.logits, "aux_ce": output.aux}
+    return {name: cross_entropy(logits, labels, class_weights) for name, logits in outputs.items()}

@@ -140,8 +140,8 @@ def datasets(tiny):
     (tiny.out / "t.pth").write_bytes(b"weights")
     teacher = Teacher(cfg, tiny_pspnet())
     pairs = scored_list(cfg.data.val_list, "DATA.val_list", cfg.data)
-    images = ScaledImages(pairs, protocol_for_testing(cfg), CLASSES, VOID)
-    return TrainData(cfg.data, cfg.train, 0, teacher.cache), images, LabelCounts(pairs, CLASSES, VOID)
+    images = ScaledImages(pairs, protocol_for_testing(cfg), cfg.data, VOID)
+    return TrainData(cfg.data, cfg.train, 0, teacher.cache), images, LabelCounts(pairs, cfg.data, VOID)
 
 
 def test_what_workers_get_can_be_pickled(datasets):

@@ -16,6 +16,9 @@ Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Layer = Literal["layer1", "layer2", "layer3", "layer4", "ppm", "feature", "aux_feature", "aux", "logits"]
 
 
+LabelSource = int | Annotated[str, Field(pattern=r"^(other|\d{1,3} \d{1,3} \d{1,3})$")]  # value, or colour
+
+
 class Section(BaseModel):
     """Unknown keys fail, values keep their type (no "21" for 21), nothing changes after loading."""
 
@@ -31,6 +34,9 @@ class Data(Section):
     names_path: str
     colors_path: str
     video_block: Positive = 1
+    label_map: dict[LabelSource, Annotated[int, Field(ge=0, le=255)]] | None = None
+    flip_pairs: list[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]] = []
+    image_max: Annotated[int, Field(ge=256, le=65535)] | None = None
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [123.675, 116.28, 103.53]
     std: Annotated[list[float], Field(min_length=3, max_length=3)] = [58.395, 57.12, 57.375]
 
@@ -38,6 +44,9 @@ class Data(Section):
     def _check(self):
         if min(self.std) <= 0:
             raise ValueError("std must be above 0")
+        indices = [index for pair in self.flip_pairs for index in pair]
+        if len(set(indices)) < len(indices) or max(indices, default=0) >= self.classes:
+            raise ValueError("flip_pairs must name classes (0 .. classes - 1), each once")
         return self
 
 
@@ -59,6 +68,7 @@ class Train(Section):
     zoom_factor: Literal[1, 2, 4, 8] = 8
     ignore_label: Annotated[int, Field(ge=0, le=255)] = 255
     aux_weight: NotNegative = 0.4
+    class_weights: list[NotNegative] | None = None
     workers: Annotated[int, Field(ge=0, le=1024)] = 4
     batch_size: Positive = 16
     unlabelled_per_batch: Annotated[int, Field(ge=0)] = 0
@@ -173,8 +183,15 @@ class Config(Section):
         if self.train.ignore_label < self.data.classes:
             raise ValueError(
                 f"TRAIN.ignore_label {self.train.ignore_label} is one of the {self.data.classes} classes; "
-                "take a value outside 0 .. DATA.classes - 1"
+                "take a value outside 0 .. DATA.classes - 1 (labels that begin at 1: DATA.label_map)"
             )
+        wrong = [
+            v for v in (self.data.label_map or {}).values() if v >= self.data.classes and v != self.train.ignore_label
+        ]
+        if wrong:
+            raise ValueError(f"DATA.label_map gives {wrong[0]}, neither a class nor TRAIN.ignore_label")
+        if self.train.class_weights and len(self.train.class_weights) != self.data.classes:
+            raise ValueError(f"TRAIN.class_weights has {len(self.train.class_weights)} numbers, not one a class")
         if bool(self.data.unlabelled_list) != bool(self.train.unlabelled_per_batch):
             raise ValueError("DATA.unlabelled_list and TRAIN.unlabelled_per_batch go together: set both or neither")
         if self.distill and self.distill.cache and self.train.manual_seed is None:

@@ -45,7 +45,7 @@ def comparison(cfg: Config, results: dict[str, Path], folder: Path) -> None:
     colors[cfg.train.ignore_label] = VOID_COLOR
     maps, rows = output_names([pair.image for pair in pairs]), []
     for index in np.linspace(0, len(pairs) - 1, min(SCENES, len(pairs))).astype(int):
-        image, label = read_pair(pairs[index], cfg.data.classes, cfg.train.ignore_label)
+        image, label = read_pair(pairs[index], cfg.data, cfg.train.ignore_label)
         panels = [image, colors[label]]
         for result in results.values():
             with Image.open(result / "gray" / f"{maps[index]}.png") as picture:

@@ -163,7 +163,7 @@ def read_scene(runs: list[Run], pair: Pair, name: str) -> tuple[Image, Image, li
     """-> image (H, W, 3), label (H, W), each run's class map (H, W)."""
     image, classes = read_image(pair.image), runs[0].data.classes
     shape = image.shape[:2]
-    label = read_label(pair.label, shape, classes, runs[0].metrics["ignore_label"])
+    label = read_label(pair.label, shape, classes, runs[0].metrics["ignore_label"], runs[0].data.label_map)
     return image, label, [read_map(run.folder / "result" / "gray", name, shape, classes) for run in runs]
 
 

@@ -70,10 +70,10 @@ def scored_list(path: str, key: str, data: Data, labelled: bool = True) -> list[
     return read_list(path, key, data.data_root, labelled, once=True)
 
 
-def read_pair(pair: Pair, classes: int, ignore_label: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    image = read_image(pair.image)
+def read_pair(pair: Pair, data: Data, ignore_label: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    image = read_image(pair.image, data.image_max)
     try:
-        return image, read_label(pair.label, image.shape[:2], classes, ignore_label)
+        return image, read_label(pair.label, image.shape[:2], data.classes, ignore_label, data.label_map)
     except UserError as error:
         if sides_swapped(pair.image):
             raise UserError(

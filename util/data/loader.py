@@ -51,10 +51,10 @@ class TrainData(Dataset):
         pair = self.pairs[index]
         try:
             if pair.label is None:
-                image = read_image(pair.image)
+                image = read_image(pair.image, self.data.image_max)
                 label = np.full(image.shape[:2], reserved_labels(self.train.ignore_label)[1], np.uint8)
             else:
-                image, label = read_pair(pair, self.data.classes, self.train.ignore_label)
+                image, label = read_pair(pair, self.data, self.train.ignore_label)
         except UserError as error:  # raised in a worker it would come back wrapped in the worker's traceback
             return error
         random = seeds.generator(seeds.Stream.AUGMENT, self.seed, epoch, index)

@@ -4,7 +4,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from util import distributed
-from util.config import Config
+from util.config import Config, Data
 from util.data.decode import read_image
 from util.data.lists import Pair, read_names, read_pair
 from util.data.loader import build_loader, progress
@@ -16,8 +16,8 @@ SHOWN = 20  # faults of a list that are printed
 class LabelCounts(Dataset):
     """Decodes each pair: the number of pixels of each label value, (256,), or the fault as text."""
 
-    def __init__(self, pairs: list[Pair], classes: int, ignore_label: int):
-        self.pairs, self.classes, self.ignore_label = pairs, classes, ignore_label
+    def __init__(self, pairs: list[Pair], data: Data, ignore_label: int):
+        self.pairs, self.data, self.ignore_label = pairs, data, ignore_label
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -26,9 +26,9 @@ class LabelCounts(Dataset):
         pair = self.pairs[index]
         try:
             if pair.label is None:
-                read_image(pair.image)
+                read_image(pair.image, self.data.image_max)
                 return np.zeros(256, np.int64)
-            return np.bincount(read_pair(pair, self.classes, self.ignore_label)[1].ravel(), minlength=256)
+            return np.bincount(read_pair(pair, self.data, self.ignore_label)[1].ravel(), minlength=256)
         except UserError as error:
             return str(error)
 
@@ -41,7 +41,7 @@ def scan_images(pairs: list[Pair], cfg: Config, source: str) -> None:
     if not distributed.is_main():
         return
     names, faults, pixels, images = read_names(cfg.data), [], np.zeros(256, np.int64), np.zeros(256, np.int64)
-    counts = LabelCounts(pairs, cfg.data.classes, cfg.train.ignore_label)
+    counts = LabelCounts(pairs, cfg.data, cfg.train.ignore_label)
     loader = build_loader(counts, min(cfg.train.workers, len(pairs)), batch_size=None)
     for item in progress(loader, f"read {source}"):
         if isinstance(item, str):
@@ -61,5 +61,8 @@ def scan_images(pairs: list[Pair], cfg: Config, source: str) -> None:
     for value, name in rows:
         share = 100 * pixels[value] / pixels.sum()
         print(f"  {name:{width}} {pixels[value]:15,} pixels {share:6.2f} %, in {images[value]:,} images")
+    rarity = np.sqrt(pixels[: len(names)].sum() / np.maximum(pixels[: len(names)], 1))
+    rarity *= (pixels[: len(names)] > 0) / max((rarity * pixels[: len(names)]).sum() / pixels[: len(names)].sum(), 1e-9)
+    print(f"  inverse square roots of these shares: TRAIN.class_weights {rarity.round(2).tolist()}")
     if absent := [name for value, name in enumerate(names) if not pixels[value]]:
         print(f"warning: in no label of {source}: {', '.join(absent)}", flush=True)

@@ -24,6 +24,8 @@ class Augment:
         self.train = train
         self.mean = tuple(round(value) for value in data.mean)
         self.padding, _ = reserved_labels(train.ignore_label)
+        self.mirrored = np.arange(256, dtype=np.uint8)
+        self.mirrored[: data.classes] = mirrored_classes(data)
 
     def matrix(self, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Draw the 2x3 matrix that takes source pixel coordinates (x, y) to those of the crop."""
@@ -56,6 +58,14 @@ class Augment:
         image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=self.mean)
         image = cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
         label = cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST, borderValue=self.padding)
+        if np.linalg.det(matrix[:, :2]) < 0:
+            label = cv2.LUT(label, self.mirrored)
         if rng.random() < t.blur_prob:
             image = cv2.GaussianBlur(image, (BLUR, BLUR), 0)
         return image, label
+
+
+def mirrored_classes(data: Data) -> list[int]:
+    """The class that each class becomes in a mirrored image: DATA.flip_pairs change places."""
+    partner = {a: b for pair in data.flip_pairs for a, b in (pair, pair[::-1])}
+    return [partner.get(index, index) for index in range(data.classes)]

@@ -14,11 +14,12 @@ from torch.utils.data import Dataset
 
 from model.upsample import BilinearUpsampler
 from util import distributed
-from util.config import Config
+from util.config import Config, Data
 from util.data.batch import Normalize
 from util.data.decode import read_image
 from util.data.lists import Pair, read_pair
 from util.data.loader import build_loader, progress
+from util.data.transform import mirrored_classes
 from util.errors import UserError
 from util.evaluate.metric import confusion_matrix
 from util.stop import SYNC_EVERY
@@ -62,8 +63,8 @@ def resize(image: NDArray[np.float32], scale: float, base_size: int) -> NDArray[
 class ScaledImages(Dataset):
     """Each image at every scale, in float32, since rounding would change labels; and its label."""
 
-    def __init__(self, pairs: list[Pair], protocol: Protocol, classes: int, ignore_label: int):
-        self.pairs, self.protocol, self.classes, self.ignore_label = pairs, protocol, classes, ignore_label
+    def __init__(self, pairs: list[Pair], protocol: Protocol, data: Data, ignore_label: int):
+        self.pairs, self.protocol, self.data, self.ignore_label = pairs, protocol, data, ignore_label
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -73,9 +74,9 @@ class ScaledImages(Dataset):
         pair, p = self.pairs[index], self.protocol
         try:
             if pair.label is None:
-                image, label = read_image(pair.image), None
+                image, label = read_image(pair.image, self.data.image_max), None
             else:
-                image, label = read_pair(pair, self.classes, self.ignore_label)
+                image, label = read_pair(pair, self.data, self.ignore_label)
         except UserError as error:
             return error
         scaled = [torch.from_numpy(resize(image.astype(np.float32), scale, p.base_size)) for scale in p.scales]
@@ -102,7 +103,8 @@ class Predictor:
 
     def __init__(self, net: nn.Module, cfg: Config, protocol: Protocol, dtype: torch.dtype):
         self.net, self.protocol, self.dtype = net.eval(), protocol, dtype
-        self.classes, self.ignore_label = cfg.data.classes, cfg.train.ignore_label
+        self.data, self.ignore_label = cfg.data, cfg.train.ignore_label
+        self.mirrored_classes = mirrored_classes(cfg.data)
         self.device = distributed.device()
         self.normalize = Normalize(cfg.data, self.device)
 
@@ -158,7 +160,7 @@ class Predictor:
         if not self.protocol.flip:
             return (logits,)
         plain, mirrored = logits.chunk(2)
-        return plain, mirrored.flip(3)
+        return plain, mirrored[:, self.mirrored_classes].flip(3)
 
 
 def _overlap(start: int, crop: int, size: int) -> slice:
@@ -184,7 +186,7 @@ def predictions(
     predictor: Predictor, pairs: list[Pair], indices: Sequence[int], workers: int = 0, title: str | None = None
 ) -> Iterator[Prediction]:
     """Predict `pairs[i]` for each i of `indices`. A title asks for a progress bar."""
-    images = ScaledImages(pairs, predictor.protocol, predictor.classes, predictor.ignore_label)
+    images = ScaledImages(pairs, predictor.protocol, predictor.data, predictor.ignore_label)
     batches = build_loader(images, min(workers, len(indices)), batch_size=None, sampler=indices)
     for item in progress(batches, title) if title else batches:
         if isinstance(item, UserError):

@@ -124,7 +124,7 @@ def _score_existing(pairs: list[Pair], names: list[str], cfg: Config) -> torch.T
     classes, folder = cfg.data.classes, Path(cfg.test.save_folder, "gray")
     matrix = torch.zeros(classes, classes, dtype=torch.int64)
     for index in progress(distributed.indices_of_this_rank(len(pairs)), "score"):
-        _, label = read_pair(pairs[index], classes, cfg.train.ignore_label)
+        _, label = read_pair(pairs[index], cfg.data, cfg.train.ignore_label)
         prediction = read_map(folder, names[index], label.shape, classes)
         matrix += confusion_matrix(torch.tensor(prediction), torch.tensor(label), classes)
     return distributed.all_reduce(matrix.to(distributed.device()))

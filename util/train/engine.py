@@ -1,6 +1,7 @@
 """fit(): the training loop. What is learned comes from the script's `losses`; the rest is here."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from util import distributed, seeds
 from util.config import Config
 from util.data import lists
 from util.data.batch import ToDevice
+from util.data.label_map import check_labels
 from util.data.loader import ResumableBatchSampler, TrainData, train_loader
 from util.errors import UserError
 from util.evaluate import predict
@@ -27,6 +29,8 @@ from util.train.record import Recorder
 from util.train.resume import resume
 from util.train.step import Losses, Stepper, Weights, build_optimizer
 from util.train.teacher import Teacher
+
+log = logging.getLogger("engine")
 
 
 class Run:
@@ -49,6 +53,8 @@ class Run:
         self.progress = resume(cfg, model, optimizer)
         cache = teacher.cache if teacher and not cfg.check else None
         self.data = TrainData(cfg.data, cfg.train, self.progress.seed, cache)
+        if distributed.is_main():
+            _check_classes(cfg, [pair.label for pair in self.data.pairs[: self.data.labelled]])
         self.sampler = ResumableBatchSampler(self.data, self.progress.step)
         self.stepper = Stepper(cfg.train, model, optimizer, losses, weights, self.sampler.per_epoch, cfg.data.classes)
         mask = cfg.distill.mask if cfg.distill else "labelled"
@@ -127,7 +133,10 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
             _stop(run, f"stopped after step {i} of {title}; the same command resumes")
     means = metrics.means(f"step {steps} of {title}")  # also where a resumed epoch lacks only its validation
     schedules = {f"weight_{name}": stepper.weights.at(epoch - 1)[name] for name in stepper.weights.schedules}
-    scores = _scores("train", distributed.all_reduce(metrics.matrix))
+    distributed.all_reduce(metrics.matrix)
+    if epoch == 1:
+        recorder.labels_seen(metrics.matrix, metrics.positions * distributed.world_size())
+    scores = _scores("train", metrics.matrix)
     return {"epoch": epoch, "lr": metrics.lr, **means, **schedules, **metrics.shares, **scores}
 
 
@@ -187,6 +196,19 @@ def _check_batch(train: Train) -> None:
         raise UserError(
             f"TRAIN.batch_size {train.batch_size} leaves one image for each forward pass; BatchNorm needs two: "
             "raise it, or lower TRAIN.accumulate or the number of processes"
+        )
+
+
+def _check_classes(cfg: Config, labels: list[Path]) -> None:
+    """Hold names, colours and a few labels against the config. Raises UserError as check_labels does."""
+    names, colors = lists.read_names(cfg.data), lists.read_colors(cfg.data)
+    if cfg.data.label_map is None:
+        check_labels(labels, names, colors, cfg.train.ignore_label)
+    sided = [name for name in names if {"left", "right"} & {*name.lower().replace("_", " ").split()}]
+    if sided and not cfg.data.flip_pairs and cfg.train.flip_prob:
+        log.warning(
+            f"warning: mirrored images teach the wrong side of {', '.join(sided)}; name the pairs in "
+            "DATA.flip_pairs, or set TRAIN.flip_prob to 0 and TEST.flip to False"
         )
 
 

@@ -22,6 +22,7 @@ from util.files import replace_text
 from util.train.resume import Progress
 
 PICTURE_HEIGHT = 240  # pixels, of the pictures in TensorBoard
+NEARLY_VOID = 0.05  # share of labelled positions below which a warning comes
 
 
 class Recorder:
@@ -35,7 +36,7 @@ class Recorder:
         self.cfg, self.log, self.folder = cfg, logging.getLogger("train"), Path(cfg.train.save_path)
         self.no_bar = not (distributed.is_main() and sys.stderr.isatty())
         self.colors = read_colors(cfg.data)
-        read_names(cfg.data)  # a wrong file stops the run now, not the test after it
+        self.names = read_names(cfg.data)
         self.examples = [val[i] for i in np.linspace(0, len(val) - 1, min(cfg.train.pictures, len(val))).astype(int)]
         if not distributed.is_main():
             return
@@ -84,6 +85,17 @@ class Recorder:
             self.log.info(f"epoch {line['epoch']}: shares of the gradient at the student's shared layer: {text}")
         self._pictures(step, net)
         self.writer.flush()
+
+    def labels_seen(self, matrix: torch.Tensor, positions: int) -> None:
+        """Warn, after the first epoch, of classes without a pixel and of labels that are nearly all void."""
+        pixels = matrix.sum(1).tolist()
+        if absent := [name for name, count in zip(self.names, pixels, strict=True) if not count]:
+            self.log.warning(f"warning: in no label of this epoch's crops: {', '.join(absent)}")
+        if sum(pixels) < NEARLY_VOID * positions:
+            self.log.warning(
+                f"warning: {100 - 100 * sum(pixels) / positions:.1f} % of this epoch's crops is void "
+                f"(TRAIN.ignore_label {self.cfg.train.ignore_label}) or padding; DATA.label_map renames values"
+            )
 
     def _pictures(self, step: int, net: nn.Module) -> None:
         """Image, truth and prediction side by side."""
