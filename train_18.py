@@ -6,7 +6,7 @@ from util.train import engine
 
 
 def main(cfg):
-    student = network.build(cfg.train, cfg.data.classes)
+    student = network.build(cfg.train, cfg.data)
 
     def losses(network, batch):
         output = network(batch.image)

@@ -15,7 +15,7 @@ from util.train.teacher import Teacher
 
 def main(cfg):
     teacher_net = network.load_teacher(cfg)
-    student, hints = with_hints(cfg.distill.hints, network.build(cfg.train, cfg.data.classes), teacher_net)
+    student, hints = with_hints(cfg.distill.hints, network.build(cfg.train, cfg.data), teacher_net)
     teacher = Teacher(cfg, teacher_net, hints.teacher_layers)
     prepare_logits = standardise if cfg.distill.standardise else lambda logits: logits
 

@@ -41,7 +41,7 @@ def main(cfg):
         }
 
     weights = {"ce": ALPHA, "kl": 1 - ALPHA, "aux_smooth_l1": 1.0}
-    engine.fit(cfg, network.build(cfg.train, cfg.data.classes), losses, weights, teacher)
+    engine.fit(cfg, network.build(cfg.train, cfg.data), losses, weights, teacher)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ class Segmenter:
 
     def __init__(self, cfg: config.Config):
         self.cfg, self.names, self.palette = cfg, read_names(cfg.data), read_colors(cfg.data)
-        net = network.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False)
+        net = network.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False, data=cfg.data)
         self.dtype = distributed.precision(cfg.test.precision)
         self.net = net.to(distributed.device()).freeze(self.dtype)
 

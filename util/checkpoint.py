@@ -9,11 +9,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from util.errors import UserError, worker_death
 from util.files import atomic_write
+
+# NumPy scalars and arrays, which many projects save beside the weights.
+NUMPY = [
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in (*np.typecodes["AllInteger"], *np.typecodes["Float"], "?")},
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    (np._core.multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),
+]
 
 
 class Damaged(UserError):
@@ -53,7 +65,10 @@ def read(path: str | Path) -> dict[str, Any]:
             with zipfile.ZipFile(path) as archive:
                 if broken := archive.testzip():  # torch would read flipped bits as weights
                     raise Damaged(f"{path} is damaged: the checksum of {broken} differs")
-        with warnings.catch_warnings(action="ignore"):  # of files that torch did not write: it refuses those, too
+        with (
+            warnings.catch_warnings(action="ignore"),  # of files that torch did not write: it refuses those, too
+            torch.serialization.safe_globals(NUMPY),
+        ):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         there = sorted(other.name for other in Path(path).parent.glob("*.pth"))
@@ -70,7 +85,8 @@ def read(path: str | Path) -> dict[str, Any]:
         if isinstance(error, pickle.UnpicklingError):
             if found := re.search(r"(?:GLOBAL|global) (\S+)", str(error)):
                 raise UserError(
-                    f"{path} is refused: it wants to run {found[1]}; only tensors and plain values are read"
+                    f"{path} is refused: it wants to run {found[1]}; only tensors, numbers and text are read: load it "
+                    "where it was made and save its state_dict alone"
                 ) from None
             reason = "torch did not write it"
         raise Damaged(f"{path} is not a readable checkpoint, or is cut short ({reason:.120})") from None
@@ -95,13 +111,13 @@ def _can_be_weight(name: Any, value: Any) -> bool:
     return dense and not (value.is_complex() or value.is_quantized)
 
 
-def network_state(path: str | Path, part: str) -> dict[str, Tensor]:
-    """The state dict of one PSPNet in a checkpoint, under the names of this project.
+def network_state(path: str | Path, part: str, content: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+    """The state dict of one PSPNet in a checkpoint (read if no content is given), by our names.
 
     part: "student" or "teacher", for files that hold both under `student_net.` and
     `teacher_loader.`. Names of the older projects are translated: `aux_s.` becomes `aux.`.
     """
-    state = tensors(read(path), path)
+    state = tensors(content or read(path), path)
     prefixes = {"student": "student_net.", "teacher": "teacher_loader."}
     if any(key.startswith(tuple(prefixes.values())) for key in state):
         other = prefixes["teacher" if part == "student" else "student"]
@@ -109,7 +125,9 @@ def network_state(path: str | Path, part: str) -> dict[str, Tensor]:
     return {re.sub(r"^aux_s\.", "aux.", key): value for key, value in state.items()}
 
 
-def check_match(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path, what: str) -> None:
+def check_match(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path, what: str, hint: str = ""
+) -> None:
     """Raise UserError unless `state` is finite and has exactly the keys and shapes of `expected`.
 
     Nothing is computed from a tensor before its shape is known: a few bytes can claim terabytes.
@@ -120,7 +138,7 @@ def check_match(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], pat
     faults = [f"{label} {', '.join(keys[:3])}" for label, keys in (("missing", missing), ("unknown", unknown)) if keys]
     faults += [f"{k} is {tuple(state[k].shape)}, not {tuple(expected[k].shape)}" for k in shapes[:2]]
     if faults:
-        raise UserError(f"{path} does not hold {what}: {'; '.join(faults)}")
+        raise UserError(f"{path} does not hold {what}: {'; '.join(faults)}{hint}")
     if bad := not_finite(state):
         raise UserError(f"{path} holds values that are not finite, in {', '.join(bad[:3])}; take another checkpoint")
 

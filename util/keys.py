@@ -88,6 +88,7 @@ class Train(Section):
     keep: Positive = 2
     save_path: str
     weight: str | None = None
+    new_head: bool = False
     resume: str | None = "auto"
     evaluate: bool = False
     patience: Positive | None = None

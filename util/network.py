@@ -1,6 +1,9 @@
 """Networks from configs and files: build a student, load a checkpoint, load the frozen teacher."""
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,39 +13,65 @@ from model.pspnet import PSPNet
 from util import checkpoint, distributed
 from util.config import Config
 from util.errors import UserError
-from util.keys import Train
+from util.keys import Data, Train
+
+LAST_LAYERS = ("cls.4.", "aux.4.")  # which have a channel a class
+
+log = logging.getLogger("network")
 
 # Where a classification ResNet's stem lies in layer0; conv2 to bn3 exist in the deep stem only.
 _STEM = {"conv1": "0", "bn1": "1", "conv2": "3", "bn2": "4", "conv3": "6", "bn3": "7"}
 
 
-def build(train: Train, classes: int) -> PSPNet:
+def build(train: Train, data: Data) -> PSPNet:
     """The network that TRAIN describes: all of TRAIN.weight in it, or TRAIN.pretrained in its backbone.
 
-    A TRAIN.weight brings its own stem, recognised from its keys. TRAIN.pretrained is not read when a checkpoint
+    A TRAIN.weight brings its own stem, recognised from its keys; with TRAIN.new_head its last layers
+    are left out, so that it may have other classes. TRAIN.pretrained is not read when a checkpoint
     will replace it (TRAIN.resume), so that machines without a network can resume.
     """
-    if train.weight:
-        state = checkpoint.network_state(train.weight, "student")
-        net = PSPNet(train.layers, classes, _stem_of(state), train.dropout)
-        _load_strictly(net, state, train.weight)
+    if not train.weight:
+        net = PSPNet(train.layers, data.classes, train.stem, train.dropout)
+        if not checkpoint.to_resume(train.resume, Path(train.save_path)):
+            load_pretrained(net, train.pretrained, train.layers, train.stem)
         return net
-    net = PSPNet(train.layers, classes, train.stem, train.dropout)
-    if not checkpoint.to_resume(train.resume, Path(train.save_path)):
-        load_pretrained(net, train.pretrained, train.layers, train.stem)
+    content = checkpoint.read(train.weight)
+    if other := _other_normalisation(content, data):
+        log.warning(f"warning: {train.weight} {other}")
+    state = checkpoint.network_state(train.weight, "student", content)
+    net = PSPNet(train.layers, data.classes, _stem_of(state), train.dropout)
+    if train.new_head:
+        new = {key: value for key, value in net.state_dict().items() if key.startswith(LAST_LAYERS)}
+        log.info(f"TRAIN.new_head: {', '.join(new)} begin anew; all else is from {train.weight}")
+        state |= new
+    _load_strictly(net, state, train.weight, "; TRAIN.new_head True takes all but the last layers of another's classes")
     return net
 
 
-def load(path: str, layers: int, classes: int, part: str = "student", aux: bool = True) -> PSPNet:
+def load(
+    path: str, layers: int, classes: int, part: str = "student", aux: bool = True, data: Data | None = None
+) -> PSPNet:
     """The network in a checkpoint; its stem is recognised from the keys.
 
-    layers, classes: what the config says, and the file must hold. part: "student" or "teacher", for a file that
-    holds both. aux: take the auxiliary head, if there is one. Raises UserError naming what differs.
+    layers, classes: what the config says, and the file must hold. part: "student" or "teacher", for
+    a file that holds both. aux: take the auxiliary head, if there is one. data: what will feed it.
+    Raises UserError naming what differs, in the network or from the normalisation of its training.
     """
-    state = checkpoint.network_state(path, part)
+    content = checkpoint.read(path)
+    if data and (other := _other_normalisation(content, data)):
+        raise UserError(f"{path} {other}; set them so")
+    state = checkpoint.network_state(path, part, content)
     net = PSPNet(layers, classes, _stem_of(state), aux=aux and "aux.4.weight" in state)
     _load_strictly(net, state, path)
     return net
+
+
+def _other_normalisation(content: Mapping[str, Any], data: Data) -> str | None:
+    """What a checkpoint says of its training's DATA.mean and std, if the config says something else."""
+    then = content.get("normalisation", {})
+    if not then or (then["mean"], then["std"]) == (data.mean, data.std):
+        return None
+    return f"was trained with DATA.mean {then['mean']} and DATA.std {then['std']}, not {data.mean} and {data.std}"
 
 
 def load_teacher(cfg: Config) -> PSPNet:
@@ -59,7 +88,7 @@ def load_teacher(cfg: Config) -> PSPNet:
             f"teacher checkpoint {path} (DISTILL.teacher_path) does not exist; "
             "train one with train_50.py and this dataset's pspnet50 config"
         )
-    teacher = load(path, distill.teacher_layers, cfg.data.classes, part="teacher")
+    teacher = load(path, distill.teacher_layers, cfg.data.classes, part="teacher", data=cfg.data)
     if teacher.aux is None and distill.weights.aux_mse > 0:
         raise UserError(f"{path}: the teacher has no auxiliary head; set DISTILL.weights.aux_mse to 0")
     return teacher.to(distributed.device()).freeze(distributed.precision(distill.precision or cfg.train.precision))
@@ -81,6 +110,8 @@ def load_pretrained(net: nn.Module, pretrained: str, layers: int, stem: str) -> 
         state, source = imagenet_state(layers), "torchvision's ImageNet weights"
     else:
         state, source = checkpoint.tensors(checkpoint.read(pretrained), pretrained), pretrained
+    if "ppm.features.0.1.weight" in state:  # a PSPNet's file: its backbone
+        state = {key: value for key, value in state.items() if key.startswith("layer")}
     renamed = {}
     for key, value in state.items():
         head, _, rest = key.partition(".")
@@ -108,9 +139,9 @@ def _stem_of(state: dict[str, Tensor]) -> str:
     return "deep" if "layer0.3.weight" in state else "plain"
 
 
-def _load_strictly(net: PSPNet, state: dict[str, Tensor], path: str) -> None:
+def _load_strictly(net: PSPNet, state: dict[str, Tensor], path: str, hint: str = "") -> None:
     """Load every key; only an auxiliary head that `net` does not have is left out."""
     if net.aux is None:
         state = {key: value for key, value in state.items() if not key.startswith("aux.")}
-    checkpoint.check_match(state, net.state_dict(), path, f"a PSPNet-{net.layers} of {net.classes} classes")
+    checkpoint.check_match(state, net.state_dict(), path, f"a PSPNet-{net.layers} of {net.classes} classes", hint)
     net.load_state_dict(state)

@@ -25,6 +25,9 @@ examples:
 """
 
 
+IMPLAUSIBLE_STD = 3.0  # of pixel values from 0 to 255
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaints are one line."""
 
@@ -68,4 +71,6 @@ def main(experiment: Callable[[config.Config], None], default_config: str) -> No
                 logging.disable(logging.INFO)
             if cfg.train.manual_seed is not None:
                 seeds.seed_torch(seeds.Stream.INIT, cfg.train.manual_seed)
+            if max(cfg.data.std) < IMPLAUSIBLE_STD:
+                logging.warning(f"warning: DATA.std {cfg.data.std} is for pixels of 0 to 1; they are read as 0 to 255")
             experiment(cfg)

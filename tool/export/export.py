@@ -36,7 +36,7 @@ SUFFIX = {"onnx": ".onnx", "state_dict": ".pth"}
 
 
 def load(cfg: config.Config) -> PSPNet:
-    return network.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False).eval()
+    return network.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False, data=cfg.data).eval()
 
 
 def write(path: Path, content: bytes) -> None:

@@ -73,7 +73,7 @@ def map_paths(folder: Path, names: list[str], kinds: tuple[str, ...] = ("gray", 
 def _load(cfg: Config) -> predict.Predictor:
     """The network of TEST.model_path, frozen, under TEST's protocol."""
     dtype = distributed.precision(cfg.test.precision)
-    net = network.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False)
+    net = network.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False, data=cfg.data)
     return predict.Predictor(net.to(distributed.device()).freeze(dtype), cfg, predict.protocol_for_testing(cfg), dtype)
 
 

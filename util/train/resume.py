@@ -19,8 +19,8 @@ from util.errors import UserError
 # Keys that do not change what is learned. The training lists may move: their content is compared.
 MAY_CHANGE_ON_RESUME = {
     "DATA": {"data_root", "train_list", "unlabelled_list", "val_list", "names_path", "colors_path", "video_block"},
-    "TRAIN": {"workers", "batch_size_val", "print_freq", "save_freq", "keep", "save_path", "weight", "pretrained"}
-    | {"resume", "evaluate", "patience", "gradient_shares", "pictures"},
+    "TRAIN": {"workers", "batch_size_val", "print_freq", "save_freq", "keep", "save_path", "weight", "new_head"}
+    | {"pretrained", "resume", "evaluate", "patience", "gradient_shares", "pictures"},
     "DISTILL": {"check_images", "cache", "teacher_path", "teacher_config"},
 }
 
@@ -40,6 +40,7 @@ class Progress:
         self.step, self.best, self.best_epoch, self.seed = 0, -1.0, 0, _seed(cfg.train.manual_seed)
         self.partial: dict[str, Any] | None = None  # metrics of an epoch whose line is not written yet
         self.settings = _settings(cfg)
+        self.normalisation = {"mean": cfg.data.mean, "std": cfg.data.std}  # testing must use the same
         self.validation = {"base_size": cfg.test.base_size, "val_list": _digest(cfg.data.val_list, "DATA.val_list")}
 
     @property
@@ -56,7 +57,7 @@ class Progress:
         if not distributed.is_main():
             return
         content = {key: getattr(self, key) for key in self.saved}
-        content |= {"epoch": self.epoch, "processes": distributed.world_size()}
+        content |= {"normalisation": self.normalisation, "epoch": self.epoch, "processes": distributed.world_size()}
         content |= {key: module.state_dict() for key, module in self.modules.items()}
         content["optimizer"] = self.optimizer.state_dict()
         # The last step may have spoilt the weights with a loss that was finite.
