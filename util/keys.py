@@ -72,7 +72,7 @@ class Train(Section):
     weight_decay: NotNegative = 1e-4
     manual_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     precision: Precision = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     print_freq: Positive = 10
     save_freq: Positive = 1
     keep: Positive = 2
