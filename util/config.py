@@ -19,7 +19,7 @@ RETIRED = Path(__file__).with_name("retired_keys.yaml")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number (YAML 1.1 wants 1.0e-3) and refuses a key given twice."""
+    """SafeLoader with NUMBERS, that refuses a key given twice."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -33,9 +33,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+# Numbers as everybody writes them. In YAML 1.1, 1e-3 is text, 010 is 8 and 1:30 is 90: here 1e-3 is
+# a number, and the others are text, which no key takes for a number.
+NUMBERS = {"int": r"[-+]?(0|[1-9]\d*)", "float": r"[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.nan)"}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] not in NUMBERS]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for kind, pattern in NUMBERS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"^{pattern}$"), list("-+.0123456789"))
 
 
 def parse_yaml(text: str, source: str) -> Any:

@@ -3,12 +3,11 @@
 import contextlib
 import datetime
 import os
-import shutil
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from util.errors import UserError
 
@@ -68,15 +67,6 @@ def precision(name: str) -> torch.dtype:
 
 def autocast(dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device().type, dtype, enabled=dtype != torch.float32)
-
-
-def compiled(module: nn.Module, wanted: bool) -> nn.Module:
-    """torch.compile of `module` if wanted, with shared parameters. Raises UserError without a compiler."""
-    if not wanted:
-        return module
-    if not shutil.which(os.environ.get("CXX", "g++")):
-        raise UserError("TRAIN.compile needs a C++ compiler: install g++ (or name one in CXX), or set it to False")
-    return torch.compile(module, dynamic=False)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,18 @@ class UserError(Exception):
         super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text))
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the GPU's memory ran out (torch.OutOfMemoryError, cuDNN, cuBLAS) or the host's."""
+    words = (
+        "out of memory",
+        "STATUS_ALLOC_FAILED",
+        "DefaultCPUAllocator",
+        "not enough memory",
+        "Cannot allocate memory",
+    )
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
 def worker_death(error: BaseException | None) -> str | None:
     """PyTorch's report of a dead DataLoader worker, if that is what `error` came from.
 

@@ -28,9 +28,9 @@ class Section(BaseModel):
 class Data(Section):
     data_root: str
     train_list: str
-    val_list: str
+    val_list: str | None = None  # needed by evaluate, and by DISTILL.check_images
     unlabelled_list: str | None = None
-    classes: Annotated[int, Field(ge=2, le=253)]  # of a label's 256 values, three are reserved: model/labels.py
+    classes: Annotated[int, Field(ge=1, le=253)]  # of a label's 256 values, three are reserved: model/labels.py
     names_path: str
     colors_path: str
     video_block: Positive = 1
@@ -42,6 +42,8 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _check(self):
+        if self.classes == 1:
+            raise ValueError("classes counts the background, too: one class against the rest is classes 2")
         if min(self.std) <= 0:
             raise ValueError("std must be above 0")
         indices = [index for pair in self.flip_pairs for index in pair]
@@ -82,7 +84,7 @@ class Train(Section):
     weight_decay: NotNegative = 1e-4
     manual_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     precision: Precision = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     print_freq: Positive = 10
     save_freq: Positive = 1
     keep: Positive = 2
@@ -186,11 +188,11 @@ class Config(Section):
                 f"TRAIN.ignore_label {self.train.ignore_label} is one of the {self.data.classes} classes; "
                 "take a value outside 0 .. DATA.classes - 1 (labels that begin at 1: DATA.label_map)"
             )
-        wrong = [
-            v for v in (self.data.label_map or {}).values() if v >= self.data.classes and v != self.train.ignore_label
-        ]
-        if wrong:
-            raise ValueError(f"DATA.label_map gives {wrong[0]}, neither a class nor TRAIN.ignore_label")
+        if self.train.evaluate and not self.data.val_list:
+            raise ValueError("TRAIN.evaluate needs a DATA.val_list")
+        allowed = {*range(self.data.classes), self.train.ignore_label}
+        if wrong := {*(self.data.label_map or {}).values()} - allowed:
+            raise ValueError(f"DATA.label_map gives {min(wrong)}, neither a class nor TRAIN.ignore_label")
         if self.train.class_weights and len(self.train.class_weights) != self.data.classes:
             raise ValueError(f"TRAIN.class_weights has {len(self.train.class_weights)} numbers, not one a class")
         if bool(self.data.unlabelled_list) != bool(self.train.unlabelled_per_batch):

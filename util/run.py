@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from util import config, distributed, seeds
-from util.errors import UserError
+from util.errors import UserError, out_of_memory
 
 EPILOG = """
 keys that are changed most often:
@@ -37,10 +37,18 @@ class Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def errors_in_one_line():
-    """A UserError becomes one line on stderr and exit status 2."""
+    """A UserError, and memory that runs out, becomes one line on stderr and exit status 2."""
     try:
         yield
-    except UserError as error:
+    except Exception as error:
+        if out_of_memory(error) and not isinstance(error, UserError):
+            reason = (str(error).strip().splitlines() or ["of the host"])[0]
+            error = UserError(
+                f"out of memory ({reason:.200}); in training raise TRAIN.accumulate, or lower TRAIN.batch_size or "
+                "TRAIN.train_h and TRAIN.train_w; in testing lower TRAIN.batch_size_val; on the host TRAIN.workers"
+            )
+        if not isinstance(error, UserError):
+            raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from model.distill.adapters import StudentWithAdapters
 from model.pspnet import LAYER_ZOOM_FACTOR, PSPNet
-from util import distributed, seeds
+from util import compilation, distributed, seeds
 from util.config import Config
 from util.data import lists
 from util.data.batch import ToDevice
@@ -57,6 +57,9 @@ class Run:
             _check_classes(cfg, [pair.label for pair in self.data.pairs[: self.data.labelled]])
         self.sampler = ResumableBatchSampler(self.data, self.progress.step)
         self.stepper = Stepper(cfg.train, model, optimizer, losses, weights, self.sampler.per_epoch, cfg.data.classes)
+        if compilation.wanted(cfg.train, self.sampler.steps, teacher is not None):
+            for part in (self.stepper, teacher) if teacher else (self.stepper,):
+                part.compile()
         mask = cfg.distill.mask if cfg.distill else "labelled"
         zooms = {*LAYER_ZOOM_FACTOR.values(), cfg.train.zoom_factor}
         self.to_device = ToDevice(cfg.data, cfg.train, mask, zooms, distributed.device())

@@ -20,7 +20,7 @@ from util.errors import UserError
 MAY_CHANGE_ON_RESUME = {
     "DATA": {"data_root", "train_list", "unlabelled_list", "val_list", "names_path", "colors_path", "video_block"},
     "TRAIN": {"workers", "batch_size_val", "print_freq", "save_freq", "keep", "save_path", "weight", "new_head"}
-    | {"pretrained", "resume", "evaluate", "patience", "gradient_shares", "pictures"},
+    | {"pretrained", "resume", "evaluate", "patience", "gradient_shares", "pictures", "compile"},
     "DISTILL": {"check_images", "cache", "teacher_path", "teacher_config"},
 }
 

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model.distill.adapters import StudentWithAdapters
 from model.pspnet import Output, PSPNet
 from util import distributed
+from util.compilation import Compiled
 from util.data.batch import Batch
 from util.errors import UserError
 from util.evaluate.metric import EpochMetrics
@@ -76,8 +77,11 @@ class Stepper:
         self.optimizer = optimizer
         self.gradient_shares = GradientShares(model)
         self.model = _distribute(train, model)
-        self.compiled = distributed.compiled(self.model, train.compile)
+        self.forward = self.model
         self.metrics = EpochMetrics(list(weights), classes, self.device)
+
+    def compile(self) -> None:
+        self.forward = Compiled(self.model)
 
     def step(self, parts: Sequence[Batch], step: int, dropout_seed: int) -> None:
         """parts: the batch, split for TRAIN.accumulate. step: how many were taken before."""
@@ -110,7 +114,7 @@ class Stepper:
         return self.model.no_sync() if wait else contextlib.nullcontext()
 
     def _forward(self, batch: Batch, probe: bool) -> tuple[Tensor, Terms]:
-        module = self.model if probe else self.compiled
+        module = self.model if probe else self.forward
 
         def student(image: Tensor) -> Output:
             # Around the network alone: autocast would compute the losses' matrix products in bfloat16.

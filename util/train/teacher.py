@@ -8,6 +8,7 @@ import torch
 
 from model.pspnet import Output, PSPNet
 from util import distributed
+from util.compilation import Compiled
 from util.config import Config
 from util.data.batch import Batch
 from util.data.lists import Pair
@@ -27,12 +28,15 @@ class Teacher:
     """
 
     def __init__(self, cfg: Config, net: PSPNet, layers: Iterable[str] = ()):
-        self.net, self.compiled = net, distributed.compiled(net, cfg.train.compile)
+        self.net, self.forward = net, net
         self.dtype, self.device = next(net.parameters()).dtype, distributed.device()
         scores = ["logits"] if net.aux is None else ["logits", "aux"]
         self.layers = {*layers} - {"logits", "aux"}
         self.cache = TeacherCache(cfg, net, sorted({*scores, *layers})) if cfg.distill.cache else None
         self.writer = BackgroundWriter()  # not the cache's: that is pickled for workers that are not forked
+
+    def compile(self) -> None:
+        self.forward = Compiled(self.net)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Output:
@@ -40,7 +44,7 @@ class Teacher:
         if batch.cached and batch.cached.layers is not None:
             return self.cache.decode(batch.cached.layers)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            output = self.compiled(batch.image.to(self.dtype))
+            output = self.forward(batch.image.to(self.dtype))
         output = output._replace(features={name: output.features[name] for name in self.layers})
         if batch.cached is None:
             return output
