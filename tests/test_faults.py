@@ -48,8 +48,8 @@ def spoil(monkeypatch, steps):
     """Make the cross entropy of some steps NaN (of the run, from 1)."""
     calls = []
 
-    def supervised_losses(output, labels, real=model.loss.supervised_losses):
-        terms = real(output, labels)
+    def supervised_losses(*arguments, real=model.loss.supervised_losses):
+        terms = real(*arguments)
         calls.append(1)
         if len(calls) in steps:
             terms["ce"] = terms["ce"] * float("nan")

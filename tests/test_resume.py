@@ -128,6 +128,22 @@ def test_a_key_that_a_checkpoint_does_not_know_had_its_default(tiny, command, fa
     assert "TRAIN.power (was 0.9, is 2.0)" in line
 
 
+def test_a_list_may_lose_images_but_not_change(tiny, command, fails, script, caplog):
+    """As the error of a damaged image says: take it out of the list, and resume."""
+    lines = (tiny.root / "train.txt").read_text().splitlines(keepends=True)
+    (tiny.out / "list.txt").write_text("".join(lines))
+    options = ["DATA.train_list", str(tiny.out / "list.txt"), "TRAIN.batch_size", "3", "TRAIN.evaluate", "False"]
+    run = command(tiny.out / "run", *options)
+    assert script("train_50_18.py", *run).status == 0
+    (tiny.out / "run" / "train_epoch_3.pth").unlink()
+    (tiny.out / "list.txt").write_text("".join(lines[1:]))
+    assert script("train_50_18.py", *run).status == 0
+    assert "1 images are no longer in DATA.train_list" in caplog.text
+    (tiny.out / "run" / "train_epoch_3.pth").unlink()
+    (tiny.out / "list.txt").write_text("".join([*lines[2:], "val0.jpg val0.png\n"]))
+    assert "content of DATA.train_list" in fails("train_50_18.py", *run)
+
+
 def test_another_validation_starts_the_best_score_anew(tiny, command, script, caplog):
     """best.pth and TRAIN.patience must not compare scores of other images or sizes."""
     folder = tiny.out / "run"

@@ -53,7 +53,10 @@ def find_pictures(source: str) -> list[Path] | None:
     """
     path = Path(source)
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        found = [file for file in files if file.suffix.lower() in SUFFIXES or cv2.haveImageReader(str(file))]
+        if len(found) < len(files):
+            print(f"{path}: {len(files) - len(found)} of {len(files)} files are no pictures and are left out")
         if not found:
             raise UserError(f"folder {path} holds no picture ({', '.join(sorted(SUFFIXES))})")
         return found
@@ -118,7 +121,7 @@ def label_picture(predictor: predict.Predictor, image: NDArray[np.uint8]) -> NDA
     """(H, W, 3) RGB -> (H, W) class indices."""
     p = predictor.protocol
     scaled = [torch.from_numpy(predict.resize(image.astype(np.float32), scale, p.base_size)) for scale in p.scales]
-    return predictor(scaled, image.shape[:2]).argmax(0).to(torch.uint8).cpu().numpy()
+    return predictor.labels(scaled, image.shape[:2]).cpu().numpy()
 
 
 def segment_pictures(segmenter: Segmenter, paths: list[Path], out: Path) -> None:

@@ -69,16 +69,35 @@ def autocast(dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device().type, dtype, enabled=dtype != torch.float32)
 
 
+def _environment(name: str, default: str | None = None) -> int:
+    """A number that torchrun, or a SLURM script, puts into the environment. Raises UserError for other text."""
+    text = os.environ.get(name, default)
+    if text is None or not text.isdecimal():
+        found = "is missing" if text is None else f"is {text!r}, not a number"
+        raise UserError(f"several processes are asked for, but {name} {found}; start with torchrun --nproc_per_node N")
+    return int(text)
+
+
 @contextlib.contextmanager
 def processes():
     """The process group of torchrun, if torchrun started this process: NCCL on CUDA, gloo on the CPU."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if _environment("WORLD_SIZE", "1") <= 1:
         yield
         return
+    number, port = _environment("RANK"), _environment("MASTER_PORT")
+    if "MASTER_ADDR" not in os.environ:
+        raise UserError("several processes are asked for, but MASTER_ADDR is missing; start with torchrun")
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+    try:
+        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"process {number} cannot meet the others at {os.environ['MASTER_ADDR']}:{port} ({reason:.200}); if "
+            "another job has that port, choose another MASTER_PORT"
+        ) from None
     try:
         yield
     except RuntimeError as error:

@@ -3,9 +3,10 @@
 Sections and keys are those of the semseg family.
 """
 
+import os
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from model.distill.options import AboveZero, NotNegative, Positive, Share
 
@@ -25,14 +26,17 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
+
+
 class Data(Section):
-    data_root: str
-    train_list: str
-    val_list: str | None = None  # needed by evaluate, and by DISTILL.check_images
-    unlabelled_list: str | None = None
+    data_root: UserPath
+    train_list: UserPath
+    val_list: UserPath | None = None  # needed by evaluate, and by DISTILL.check_images
+    unlabelled_list: UserPath | None = None
     classes: Annotated[int, Field(ge=1, le=253)]  # of a label's 256 values, three are reserved: model/labels.py
-    names_path: str
-    colors_path: str
+    names_path: UserPath
+    colors_path: UserPath
     video_block: Positive = 1
     label_map: dict[LabelSource, Annotated[int, Field(ge=0, le=255)]] | None = None
     flip_pairs: list[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]] = []
@@ -55,7 +59,7 @@ class Data(Section):
 class Train(Section):
     layers: Depth
     stem: Literal["plain", "deep"] = "plain"
-    pretrained: str = "imagenet"
+    pretrained: UserPath = "imagenet"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     sync_bn: bool = True
     train_h: Size
@@ -88,8 +92,8 @@ class Train(Section):
     print_freq: Positive = 10
     save_freq: Positive = 1
     keep: Positive = 2
-    save_path: str
-    weight: str | None = None
+    save_path: UserPath
+    weight: UserPath | None = None
     new_head: bool = False
     resume: str | None = "auto"
     evaluate: bool = False
@@ -138,11 +142,11 @@ class Schedule(Section):
 
 class Distill(Section):
     teacher_layers: Depth = 50
-    teacher_path: str | None = None  # else that of teacher_config: its TEST.model_path
-    teacher_config: str | None = None
+    teacher_path: UserPath | None = None  # else that of teacher_config: its TEST.model_path
+    teacher_config: UserPath | None = None
     precision: Precision | None = None
     check_images: Annotated[int, Field(ge=0)] = 4
-    cache: str | None = None
+    cache: UserPath | None = None
     mask: Literal["labelled", "unpadded"] = "labelled"
     temperature: AboveZero = 2.0
     standardise: bool = False
@@ -157,7 +161,7 @@ class Compare(Section):
 
 
 class Test(Section):
-    test_list: str
+    test_list: UserPath
     split: Literal["train", "val", "test"] = "val"
     base_size: Annotated[int, Field(ge=1, le=32766)]
     test_h: Size
@@ -169,8 +173,8 @@ class Test(Section):
     has_prediction: bool = False
     index_start: Annotated[int, Field(ge=0)] = 0
     index_step: Annotated[int, Field(ge=0)] = 0
-    model_path: str | None = None  # else train_epoch_{TRAIN.epochs}.pth in TRAIN.save_path
-    save_folder: str | None = None  # else `result` beside or in TRAIN.save_path
+    model_path: UserPath | None = None  # else train_epoch_{TRAIN.epochs}.pth in TRAIN.save_path
+    save_folder: UserPath | None = None  # else `result` beside or in TRAIN.save_path
     compare: Compare | None = None
 
 

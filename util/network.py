@@ -12,6 +12,7 @@ from model.backbone import RESNETS
 from model.pspnet import PSPNet
 from util import checkpoint, distributed
 from util.config import Config
+from util.data.lists import read_list, val_pairs
 from util.errors import UserError
 from util.keys import Data, Train
 
@@ -31,6 +32,9 @@ def build(train: Train, data: Data) -> PSPNet:
     will replace it (TRAIN.resume), so that machines without a network can resume.
     """
     if not train.weight:
+        if train.pretrained == "imagenet":  # a list that is missing must not cost a download
+            read_list(data.train_list, "DATA.train_list", data.data_root)
+            val_pairs(data)
         net = PSPNet(train.layers, data.classes, train.stem, train.dropout)
         if not checkpoint.to_resume(train.resume, Path(train.save_path)):
             load_pretrained(net, train.pretrained, train.layers, train.stem)

@@ -40,6 +40,9 @@ def errors_in_one_line():
     """A UserError, and memory that runs out, becomes one line on stderr and exit status 2."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
     except Exception as error:
         if out_of_memory(error) and not isinstance(error, UserError):
             reason = (str(error).strip().splitlines() or ["of the host"])[0]

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from util.errors import UserError, worker_death
 try:
     import fcntl
 except ImportError:  # not a POSIX system
-    raise SystemExit("error: Linux and macOS are supported; on Windows run this in WSL") from None
+    print("error: Linux and macOS are supported; on Windows run this in WSL", file=sys.stderr)
+    raise SystemExit(2) from None
 
 EX_TEMPFAIL = getattr(os, "EX_TEMPFAIL", 75)  # exit status: nothing is wrong, run the same command again
+PATIENCE = 50.0  # seconds from a stop request to leaving in the middle of a step that does not end
 SYNC_EVERY = 10  # steps between two times that several processes ask each other whether one was told to stop
 
 log = logging.getLogger("stop")
@@ -33,16 +36,21 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         self.requested = 0  # the signal
+        self.timer = threading.Timer(PATIENCE, _give_up)
+        self.timer.daemon = True
         self.before = {number: signal.signal(number, self._request) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
+        self.timer.cancel()
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def _request(self, number: int, _) -> None:
         if number == self.requested == signal.SIGINT:
             raise KeyboardInterrupt  # Ctrl-C twice: do not wait for the end of the step
+        if not self.requested:
+            self.timer.start()
         self.requested = number
 
     def stop_requested(self, sync: bool) -> bool:
@@ -64,6 +72,13 @@ class Interrupt:
             dist.barrier()
         log.info(text)
         sys.exit(EX_TEMPFAIL)
+
+
+def _give_up() -> None:
+    """A loader or file system that stalls would keep the run, and its job, for ever."""
+    print(f"error: told to stop {PATIENCE:.0f} s ago, and the step does not end; leaving without it", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(EX_TEMPFAIL)
 
 
 @contextlib.contextmanager

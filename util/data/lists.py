@@ -23,8 +23,9 @@ def read_text(path: str | Path, key: str) -> list[str]:
         return Path(path).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         script = Path(path).parent.parent / "prepare.py"
-        hint = f"make it with python {script}" if script.is_file() else f"correct {key}"
-        raise UserError(f"{path} ({key}) does not exist; {hint}") from None
+        hint = f"make it with python {script} (or see `make demo`)" if script.is_file() else f"correct {key}"
+        where = "" if Path(path).is_absolute() else f" in {Path.cwd()}"
+        raise UserError(f"{path} ({key}) does not exist{where}; {hint}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} ({key}) cannot be read as text ({error})") from None
 
@@ -68,6 +69,10 @@ def read_list(path: str, key: str, root: str, labelled: bool = True, once: bool 
 def scored_list(path: str, key: str, data: Data, labelled: bool = True) -> list[Pair]:
     """read_list for images that are scored: each may stand in it once."""
     return read_list(path, key, data.data_root, labelled, once=True)
+
+
+def val_pairs(data: Data) -> list[Pair]:
+    return scored_list(data.val_list, "DATA.val_list", data) if data.val_list else []
 
 
 def read_pair(pair: Pair, data: Data, ignore_label: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -3,9 +3,11 @@
 import functools
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader, Dataset, Sampler, default_convert, get_worker_info
 from tqdm import tqdm
 
 from model.labels import reserved_labels
@@ -24,6 +27,8 @@ from util.data.lists import read_list, read_pair
 from util.data.transform import Augment
 from util.errors import UserError
 from util.keys import Data, Train
+
+SHM = "/dev/shm"
 
 
 class TrainData(Dataset):
@@ -140,7 +145,36 @@ def _exit_on_parents_sigterm(parent: int) -> None:
     os._exit(0)
 
 
-def build_loader(data: Dataset, workers: int, **options) -> DataLoader:
+class InSharedMemory:
+    """`collate`, and in a worker the result in shared memory at once.
+
+    Left to the queue's thread, as PyTorch does it, a full /dev/shm would end the worker's sending in
+    silence, and the run would wait for ever.
+    """
+
+    def __init__(self, collate: Callable):
+        self.collate = collate
+
+    def __call__(self, samples: Any) -> Any:
+        item = self.collate(samples)
+        if get_worker_info() is None:
+            return item
+        try:
+            tree_map_only(Tensor, Tensor.share_memory_, item)
+        except (RuntimeError, OSError):
+            return UserError(shm_too_small())
+        return item
+
+
+def shm_too_small() -> str:
+    size = shutil.disk_usage(SHM).total if Path(SHM).is_dir() else 0
+    return (
+        f"{SHM}, where processes that load images leave their batches, is too small ({size / 1e6:.1f} MB in all); "
+        "start the container with --shm-size 2g (or --ipc host), or lower TRAIN.workers"
+    )
+
+
+def build_loader(data: Dataset, workers: int, collate_fn: Callable = default_convert, **options) -> DataLoader:
     """A DataLoader that keeps the global random state and pins memory where there is a GPU."""
     return DataLoader(
         data,
@@ -148,6 +182,7 @@ def build_loader(data: Dataset, workers: int, **options) -> DataLoader:
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
+        collate_fn=InSharedMemory(collate_fn),
         **options,
     )
 

@@ -44,6 +44,8 @@ def scan_images(pairs: list[Pair], cfg: Config, source: str) -> None:
     counts = LabelCounts(pairs, cfg.data, cfg.train.ignore_label)
     loader = build_loader(counts, min(cfg.train.workers, len(pairs)), batch_size=None)
     for item in progress(loader, f"read {source}"):
+        if isinstance(item, UserError):
+            raise item
         if isinstance(item, str):
             faults.append(item)
         else:

@@ -24,6 +24,7 @@ from util.errors import UserError
 from util.evaluate.metric import confusion_matrix
 from util.stop import SYNC_EVERY
 
+LARGEST = 1 << 27  # numbers of scores at full size that exist at a time
 STRIDE_RATE = 2 / 3  # of the crop, between neighbouring windows
 
 
@@ -108,20 +109,40 @@ class Predictor:
         self.device = distributed.device()
         self.normalize = Normalize(cfg.data, self.device)
 
+    @torch.inference_mode()
     def labels(self, scaled: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """The image at each scale, (h, w, 3) -> (*size) uint8 on the device."""
-        return self(scaled, size).max(0).indices.to(torch.uint8)  # argmax is 3x slower on a CPU
+        """The image at each scale, (h, w, 3) -> class indices (*size), uint8 on the device.
+
+        The argmax of __call__, some classes at a time: 150 of them at 24 megapixels are 14 GB.
+        """
+        at_scales = [self._probabilities(image) for image in scaled]
+        best, labels = None, None
+        step = max(LARGEST // (size[0] * size[1]), 1)
+        for first in range(0, at_scales[0].shape[1], step):
+            # max, not argmax, which is three times slower on a CPU
+            value, index = self._resized([p[:, first : first + step] for p in at_scales], size).max(0)
+            if best is None:
+                best, labels = value, index.to(torch.uint8)
+            else:
+                labels = torch.where(value > best, (index + first).to(torch.uint8), labels)
+                best = torch.maximum(value, best)
+        return labels
 
     @torch.inference_mode()
     def __call__(self, scaled: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """The image at each scale, (h, w, 3) -> (classes, *size): mean softmax over the scales."""
-        total = sum(self._resized(image, size) for image in scaled)
-        return total[0] / len(scaled)
+        """The image at each scale, (h, w, 3) -> (classes, *size): the mean over scales of softmax outputs."""
+        return self._resized([self._probabilities(image) for image in scaled], size)
 
-    def _resized(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+    def _probabilities(self, image: Tensor) -> Tensor:
+        """(h, w, 3) -> (1, classes, h, w): the mean over windows and flips of softmax outputs."""
         total, count = self._windows(self.normalize(image[None]))
+        return total.div_(count)
+
+    @staticmethod
+    def _resized(at_scales: list[Tensor], size: tuple[int, int]) -> Tensor:
         # cv2.resize's INTER_LINEAR: half-pixel centres, no anti-aliasing
-        return F.interpolate(total.div_(count), size, mode="bilinear", align_corners=False)
+        total = sum(F.interpolate(p, size, mode="bilinear", align_corners=False) for p in at_scales)
+        return total[0] / len(at_scales)
 
     def _windows(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(1, 3, h, w) -> summed softmax (1, classes, h, w), number of summands (1, 1, h, w)."""

@@ -1,5 +1,6 @@
 """--check of a training script: read all that a run would read, take steps in memory, write nothing."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import torch
 
 from util import distributed, files
 from util.data.lists import read_colors
-from util.data.loader import train_loader
+from util.data.loader import SHM, shm_too_small, train_loader
 from util.data.scan import scan_images
+from util.errors import UserError
 from util.train.teacher_cache import TeacherCache
 
 STEPS = 3  # a fixed number, since steps are collective; the first one warms up
@@ -25,13 +27,17 @@ def training(run) -> None:
     scan_images(run.data.pairs[: run.data.labelled], cfg, cfg.data.train_list)
     if run.data.unlabelled:
         scan_images(run.data.pairs[run.data.labelled :], cfg, cfg.data.unlabelled_list)
-    scan_images(run.val, cfg, cfg.data.val_list)
+    if run.val:
+        scan_images(run.val, cfg, cfg.data.val_list)
     if run.teacher:
         run.teacher.check(cfg, run.val)
     if not len(run.sampler):
         _print(f"{train.save_path} holds a finished run: it would do nothing")
         return
     raw = next(iter(train_loader(run.data, run.sampler, 0)))
+    in_flight = 2 * train.workers * sum(x.nbytes for x in raw[:2]) if isinstance(raw, tuple) else 0
+    if in_flight and Path(SHM).is_dir() and shutil.disk_usage(SHM).free < in_flight:
+        raise UserError(f"{in_flight / 1e6:.0f} MB of batches would be on their way at once: {shm_too_small()}")
     stepper.model.train()
     for i in range(STEPS):
         start = time.perf_counter()

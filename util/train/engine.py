@@ -48,7 +48,7 @@ class Run:
         self.cfg, self.teacher = cfg, teacher
         self.net = model.net if isinstance(model, StudentWithAdapters) else model
         model.to(distributed.device(), memory_format=torch.channels_last)
-        self.val = lists.scored_list(cfg.data.val_list, "DATA.val_list", cfg.data)
+        self.val = lists.val_pairs(cfg.data)
         optimizer = build_optimizer(cfg.train, model)
         self.progress = resume(cfg, model, optimizer)
         cache = teacher.cache if teacher and not cfg.check else None

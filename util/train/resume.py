@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,30 @@ MAY_CHANGE_ON_RESUME = {
     "DISTILL": {"check_images", "cache", "teacher_path", "teacher_config"},
 }
 
+TRAIN_LIST = "content of DATA.train_list"  # among the settings
+
 log = logging.getLogger("resume")
 
 
 class Progress:
     """How far a run is, and what its checkpoints hold beside that. Only rank 0 writes."""
 
-    saved = ("step", "best", "best_epoch", "seed", "partial", "settings", "validation")
+    saved = ("step", "best", "best_epoch", "seed", "partial", "settings", "validation", "images")
 
     def __init__(self, cfg: Config, model: PSPNet | StudentWithAdapters, optimizer: torch.optim.Optimizer):
         self.train, self.folder, self.optimizer = cfg.train, Path(cfg.train.save_path), optimizer
+        self.train_list = cfg.data.train_list
         self.modules: dict[str, nn.Module] = {"state_dict": model}  # what testing loads is the network alone
         if isinstance(model, StudentWithAdapters):
             self.modules = {"state_dict": model.net, "adapters": model.adapters}
         self.step, self.best, self.best_epoch, self.seed = 0, -1.0, 0, _seed(cfg.train.manual_seed)
         self.partial: dict[str, Any] | None = None  # metrics of an epoch whose line is not written yet
         self.settings = _settings(cfg)
+        lines = read_text(cfg.data.train_list, "DATA.train_list")
+        self.images = [zlib.crc32(" ".join(line.split()).encode()) for line in lines if line.strip()]
         self.normalisation = {"mean": cfg.data.mean, "std": cfg.data.std}  # testing must use the same
-        self.validation = {"base_size": cfg.test.base_size, "val_list": _digest(cfg.data.val_list, "DATA.val_list")}
+        val = cfg.data.val_list and _digest(cfg.data.val_list, "DATA.val_list")
+        self.validation = {"base_size": cfg.test.base_size, "val_list": val}
 
     @property
     def epoch(self) -> int:
@@ -76,20 +83,24 @@ class Progress:
         if missing := [key for key in ("step", "settings", "optimizer", *self.modules) if key not in content]:
             raise UserError(f"{path} cannot be resumed: it has no {missing[0]}; make it TRAIN.weight instead")
         then = defaults() | content["settings"]  # a key that the checkpoint does not know had its default
-        changed = [f"{k} (was {then.get(k)}, is {v})" for k, v in self.settings.items() if then.get(k) != v]
+        changed = {k: f"{k} (was {then.get(k)}, is {v})" for k, v in self.settings.items() if then.get(k) != v}
+        if TRAIN_LIST in changed and set(self.images) < set(content.get("images", ())):
+            log.warning(f"warning: {len(content['images']) - len(self.images)} images are no longer in DATA.train_list")
+            del changed[TRAIN_LIST]
         if changed:
             raise UserError(
-                f"{path} was trained with other settings: {', '.join(changed)}; take them back, or start anew with "
-                "another TRAIN.save_path"
+                f"{path} was trained with other settings: {', '.join(changed.values())}; take them back, or start anew "
+                "with another TRAIN.save_path"
             )
         for key, module in self.modules.items():
             state = checkpoint.tensors({"state_dict": content[key]}, path) if content[key] else {}
             checkpoint.check_match(state, module.state_dict(), path, f"this run's network ({key})")
             module.load_state_dict(state)
         self.optimizer.load_state_dict(content["optimizer"])
-        own = self.validation
+        own, images = self.validation, self.images
         for key in self.saved:
             setattr(self, key, content.get(key, getattr(self, key)))
+        self.images, self.settings = images, self.settings | {TRAIN_LIST: _digest(self.train_list, "DATA.train_list")}
         if self.validation != own:
             log.warning("warning: validation has changed (val_list or TEST.base_size); the best val mIoU starts anew")
             self.validation, self.best, self.best_epoch = own, -1.0, self.epoch
