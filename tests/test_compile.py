@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import tiny_pspnet
 
-from util import compilation, distributed
-from util.compilation import Compiled, wanted
+from util import distributed
+from util.train import compilation
+from util.train.compilation import Compiled, wanted
 
 
 def losses(folder):

@@ -18,7 +18,7 @@ from util.data.lists import read_colors, read_list, read_names, scored_list
 from util.data.loader import TrainData, _start_worker, build_loader, collate
 from util.data.scan import LabelCounts
 from util.errors import UserError
-from util.evaluate.predict import ScaledImages, protocol_for_testing
+from util.evaluate.protocol import ScaledImages, protocol_for_testing
 from util.seeds import Stream, generator
 from util.train.teacher import Teacher
 

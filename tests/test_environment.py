@@ -16,6 +16,7 @@ from util.data import loader
 from util.data.loader import InSharedMemory
 from util.errors import UserError
 from util.evaluate import predict
+from util.evaluate.protocol import protocol_for_testing
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_items_are_shared_in_workers_alone():
 
 def test_labels_made_of_some_classes_at_a_time_are_the_same(tiny, monkeypatch):
     cfg = tiny.load("TEST.scales", "[0.8, 1.0]", "TEST.flip", "True")
-    predictor = predict.Predictor(tiny_pspnet(), cfg, predict.protocol_for_testing(cfg), torch.float32)
+    predictor = predict.Predictor(tiny_pspnet(), cfg, protocol_for_testing(cfg), torch.float32)
     image = torch.rand(40, 56, 3, generator=torch.Generator().manual_seed(0)) * 255
     scaled = [image[:32, :45], image]
     whole = predictor(scaled, (70, 90)).argmax(0)

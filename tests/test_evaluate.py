@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from util.evaluate import predict
+from util.evaluate.protocol import resize
 
 CROP = (33, 41)
 
@@ -67,7 +68,7 @@ def test_sliding_windows(net, tiny, shape, scales, flip):
     cfg = tiny.load()
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
     protocol = predict.Protocol(64, scales, flip, "slide", CROP, 3)
-    scaled = [torch.from_numpy(predict.resize(image.astype(np.float32), s, 64)) for s in scales]
+    scaled = [torch.from_numpy(resize(image.astype(np.float32), s, 64)) for s in scales]
     ours = predict.Predictor(net, cfg, protocol, torch.float32)(scaled, shape)
     theirs = plain(net, cfg, image, protocol)
     np.testing.assert_allclose(ours.permute(1, 2, 0).numpy(), theirs, atol=2e-5)

@@ -15,7 +15,8 @@ from util.data.decode import read_image, read_label
 from util.data.label_map import check_labels
 from util.data.transform import Augment
 from util.errors import UserError
-from util.evaluate.predict import Predictor, protocol_for_testing
+from util.evaluate.predict import Predictor
+from util.evaluate.protocol import protocol_for_testing
 
 LABEL = np.array([[0, 1, 2], [3, 1, 0]], np.uint8)
 COLORS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)

@@ -30,6 +30,7 @@ from util.data.decode import read_image  # noqa: E402
 from util.data.lists import read_colors, read_names  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.evaluate import predict  # noqa: E402
+from util.evaluate.protocol import protocol_for_testing, protocol_for_validation, resize  # noqa: E402
 from util.evaluate.testing import map_paths, write_maps  # noqa: E402
 from util.outputs import check_outputs, output_names  # noqa: E402
 
@@ -99,7 +100,7 @@ class Segmenter:
         self.net = net.to(distributed.device()).freeze(self.dtype)
 
     def predictor(self, quick: bool) -> predict.Predictor:
-        protocol = predict.protocol_for_validation(self.cfg) if quick else predict.protocol_for_testing(self.cfg)
+        protocol = protocol_for_validation(self.cfg) if quick else protocol_for_testing(self.cfg)
         return predict.Predictor(self.net, self.cfg, protocol, self.dtype)
 
     def overlay(self, image: NDArray[np.uint8], labels: NDArray[np.uint8], present_only: bool) -> NDArray[np.uint8]:
@@ -120,7 +121,7 @@ class Segmenter:
 def label_picture(predictor: predict.Predictor, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(H, W, 3) RGB -> (H, W) class indices."""
     p = predictor.protocol
-    scaled = [torch.from_numpy(predict.resize(image.astype(np.float32), scale, p.base_size)) for scale in p.scales]
+    scaled = [torch.from_numpy(resize(image.astype(np.float32), scale, p.base_size)) for scale in p.scales]
     return predictor.labels(scaled, image.shape[:2]).cpu().numpy()
 
 

@@ -28,6 +28,7 @@ from util.data.lists import Pair, read_list, read_names, scored_list  # noqa: E4
 from util.errors import UserError  # noqa: E402
 from util.evaluate import predict  # noqa: E402
 from util.evaluate.metric import Scores, confusion_matrix  # noqa: E402
+from util.evaluate.protocol import protocol_for_validation  # noqa: E402
 from util.files import atomic_write  # noqa: E402
 from util.outputs import check_outputs  # noqa: E402
 
@@ -71,7 +72,7 @@ def check(net: PSPNet, exported: runtime.ExportedNet, pairs: list[Pair], cfg: co
 def mean_iou(net: torch.nn.Module, pairs: list[Pair], cfg: config.Config) -> float:
     """Over the test list, whole images without flip, float32."""
     matrix = torch.zeros(cfg.data.classes, cfg.data.classes, dtype=torch.int64)
-    protocol = predict.protocol_for_validation(cfg)
+    protocol = protocol_for_validation(cfg)
     found = predict.predictions(
         predict.Predictor(net, cfg, protocol, torch.float32), pairs, range(len(pairs)), title="score"
     )

@@ -24,6 +24,7 @@ from util.data.decode import read_image
 from util.data.lists import Pair
 from util.errors import UserError
 from util.evaluate import predict
+from util.evaluate.protocol import protocol_for_validation, resize
 
 EXAMPLE_SHAPE = (2, 3, 97, 121)  # any shape will do: batch, height and width are symbolic
 
@@ -136,14 +137,14 @@ def graph_inputs(pairs: list[Pair], cfg: Config, normalize: bool) -> Iterator[np
     """The images at scale 1 as the graph takes them, (1, 3, h, w) float32: RGB if it normalises."""
     normalized = Normalize(cfg.data, distributed.device())
     for pair in pairs:
-        image = torch.from_numpy(predict.resize(read_image(pair.image).astype(np.float32), 1.0, cfg.test.base_size))
+        image = torch.from_numpy(resize(read_image(pair.image).astype(np.float32), 1.0, cfg.test.base_size))
         image = image[None].permute(0, 3, 1, 2) if normalize else normalized(image[None]).cpu()
         yield image.contiguous().numpy()
 
 
 def agreement(net: nn.Module, exported: ExportedNet, pairs: list[Pair], cfg: Config, base_size: int) -> float:
     """The share of pixels with equal labels: whole images with that longer side, float32."""
-    protocol = predict.protocol_for_validation(cfg)._replace(base_size=base_size)
+    protocol = protocol_for_validation(cfg)._replace(base_size=base_size)
     equal = total = 0
     both = [
         predict.predictions(predict.Predictor(each, cfg, protocol, torch.float32), pairs, range(len(pairs)))

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tool.report.runs import Run
 from util import distributed, network
 from util.data.decode import read_image
-from util.evaluate.predict import resize
+from util.evaluate.protocol import resize
 
 
 def input_size(first: Run, image: Path) -> tuple[int, int]:

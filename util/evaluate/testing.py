@@ -20,6 +20,7 @@ from util.data.scan import scan_images
 from util.errors import UserError
 from util.evaluate import predict
 from util.evaluate.metric import Scores, confusion_matrix
+from util.evaluate.protocol import protocol_for_testing
 from util.files import BackgroundWriter, check_writable, replace_text
 from util.outputs import check_outputs, output_names
 
@@ -65,16 +66,16 @@ def _writing(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot write {folder} (TEST.save_folder): {error.strerror}") from None
 
 
-def map_paths(folder: Path, names: list[str], kinds: tuple[str, ...] = ("gray", "color")) -> list[Path]:
+def map_paths(folder: Path, names: list[str]) -> list[Path]:
     """The files that `write_maps` writes."""
-    return [folder / kind / f"{name}.png" for kind in kinds for name in names]
+    return [folder / kind / f"{name}.png" for kind in ("gray", "color") for name in names]
 
 
 def _load(cfg: Config) -> predict.Predictor:
     """The network of TEST.model_path, frozen, under TEST's protocol."""
     dtype = distributed.precision(cfg.test.precision)
     net = network.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False, data=cfg.data)
-    return predict.Predictor(net.to(distributed.device()).freeze(dtype), cfg, predict.protocol_for_testing(cfg), dtype)
+    return predict.Predictor(net.to(distributed.device()).freeze(dtype), cfg, protocol_for_testing(cfg), dtype)
 
 
 def _predict(pairs: list[Pair], names: list[str], cfg: Config) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """fit(): the training loop. What is learned comes from the script's `losses`; the rest is here."""
 
 import contextlib
-import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,24 +12,20 @@ from tqdm import tqdm
 
 from model.distill.adapters import StudentWithAdapters
 from model.pspnet import LAYER_ZOOM_FACTOR, PSPNet
-from util import compilation, distributed, seeds
+from util import distributed, seeds
 from util.config import Config
 from util.data import lists
 from util.data.batch import ToDevice
-from util.data.label_map import check_labels
 from util.data.loader import ResumableBatchSampler, TrainData, train_loader
-from util.errors import UserError
 from util.evaluate import predict
 from util.evaluate.metric import Scores
-from util.keys import Train
 from util.stop import SYNC_EVERY, Interrupt, lock, worker_death_as_user_error
-from util.train import dry_run
+from util.train import compilation, dry_run
+from util.train.checks import check_batch, check_classes
 from util.train.record import Recorder
 from util.train.resume import resume
 from util.train.step import Losses, Stepper, Weights, build_optimizer
 from util.train.teacher import Teacher
-
-log = logging.getLogger("engine")
 
 
 class Run:
@@ -44,7 +39,7 @@ class Run:
         weights: Weights,
         teacher: Teacher | None,
     ):
-        _check_batch(cfg.train)
+        check_batch(cfg.train)
         self.cfg, self.teacher = cfg, teacher
         self.net = model.net if isinstance(model, StudentWithAdapters) else model
         model.to(distributed.device(), memory_format=torch.channels_last)
@@ -54,7 +49,7 @@ class Run:
         cache = teacher.cache if teacher and not cfg.check else None
         self.data = TrainData(cfg.data, cfg.train, self.progress.seed, cache)
         if distributed.is_main():
-            _check_classes(cfg, [pair.label for pair in self.data.pairs[: self.data.labelled]])
+            check_classes(cfg, [pair.label for pair in self.data.pairs[: self.data.labelled]])
         self.sampler = ResumableBatchSampler(self.data, self.progress.step)
         self.stepper = Stepper(cfg.train, model, optimizer, losses, weights, self.sampler.per_epoch, cfg.data.classes)
         if compilation.wanted(cfg.train, self.sampler.steps, teacher is not None):
@@ -182,37 +177,6 @@ def _stop(run: Run, text: str, saved: bool = False) -> None:
         run.progress.save("interrupted.pth")
     run.recorder.close()
     run.interrupt.leave(text)
-
-
-def _check_batch(train: Train) -> None:
-    processes = distributed.world_size()
-    images, rest = divmod(train.batch_size, processes * train.accumulate)
-    unlabelled, rest_of_unlabelled = divmod(train.unlabelled_per_batch, processes * train.accumulate)
-    for key, remainder in (("batch_size", rest), ("unlabelled_per_batch", rest_of_unlabelled)):
-        if remainder:
-            raise UserError(
-                f"TRAIN.{key} {getattr(train, key)} cannot be shared by {processes} processes and TRAIN.accumulate "
-                f"{train.accumulate}; make it a multiple of their product"
-            )
-    synced = train.sync_bn and processes > 1 and distributed.device().type == "cuda"
-    if images + unlabelled == 1 and not synced:  # the pyramid's 1x1 bin then has one value a channel, and no variance
-        raise UserError(
-            f"TRAIN.batch_size {train.batch_size} leaves one image for each forward pass; BatchNorm needs two: "
-            "raise it, or lower TRAIN.accumulate or the number of processes"
-        )
-
-
-def _check_classes(cfg: Config, labels: list[Path]) -> None:
-    """Hold names, colours and a few labels against the config. Raises UserError as check_labels does."""
-    names, colors = lists.read_names(cfg.data), lists.read_colors(cfg.data)
-    if cfg.data.label_map is None:
-        check_labels(labels, names, colors, cfg.train.ignore_label)
-    sided = [name for name in names if {"left", "right"} & {*name.lower().replace("_", " ").split()}]
-    if sided and not cfg.data.flip_pairs and cfg.train.flip_prob:
-        log.warning(
-            f"warning: mirrored images teach the wrong side of {', '.join(sided)}; name the pairs in "
-            "DATA.flip_pairs, or set TRAIN.flip_prob to 0 and TEST.flip to False"
-        )
 
 
 def _broadcast_buffers(model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from util.data.lists import Pair, read_colors, read_names
 from util.data.loader import TrainData
 from util.errors import UserError
 from util.evaluate import predict
+from util.evaluate.protocol import protocol_for_validation
 from util.files import replace_text
 from util.train.resume import Progress
 
@@ -100,7 +101,7 @@ class Recorder:
     def _pictures(self, step: int, net: nn.Module) -> None:
         """Image, truth and prediction side by side."""
         dtype = distributed.precision(self.cfg.train.precision)
-        predictor = predict.Predictor(net, self.cfg, predict.protocol_for_validation(self.cfg), dtype)
+        predictor = predict.Predictor(net, self.cfg, protocol_for_validation(self.cfg), dtype)
         for number, prediction, label in predict.predictions(predictor, self.examples, range(len(self.examples))):
             strip = [
                 read_image(self.examples[number].image),

@@ -12,11 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 from model.distill.adapters import StudentWithAdapters
 from model.pspnet import Output, PSPNet
 from util import distributed
-from util.compilation import Compiled
 from util.data.batch import Batch
 from util.errors import UserError
 from util.evaluate.metric import EpochMetrics
 from util.keys import Schedule, Train
+from util.train.compilation import Compiled
 from util.train.gradients import GradientShares
 
 log = logging.getLogger("step")

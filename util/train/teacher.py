@@ -8,13 +8,13 @@ import torch
 
 from model.pspnet import Output, PSPNet
 from util import distributed
-from util.compilation import Compiled
 from util.config import Config
 from util.data.batch import Batch
 from util.data.lists import Pair
 from util.evaluate import predict
 from util.evaluate.metric import Scores
 from util.files import BackgroundWriter
+from util.train.compilation import Compiled
 from util.train.teacher_cache import TeacherCache
 
 log = logging.getLogger("teacher")
