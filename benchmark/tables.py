@@ -120,8 +120,8 @@ def speed(title: str, found: Mapping[str, Any]) -> str:
     """The table of what a speed benchmark found, with the machine and the arguments."""
     groups = {"": found["results"]} if "ways" in found["results"] else found["results"]
     rows = [(group, way, row) for group, ways in groups.items() for way, row in ways["ways"].items()]
-    keys = list(rows[0][2])
-    cells = [[group, way, *(f"{row[key]:.4g}" for key in keys)] for group, way, row in rows]
+    keys = list(dict.fromkeys(key for *_, row in rows for key in row))
+    cells = [[group, way, *(f"{row[key]:.4g}" if key in row else "" for key in keys)] for group, way, row in rows]
     notes = (" ".join(f"{k}={v}" for k, v in found[part].items()) for part in ("machine", "arguments"))
     return "\n\n".join([f"### {title}", *notes, table(["", "", *keys], cells)]) + "\n"
 

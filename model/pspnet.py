@@ -50,6 +50,8 @@ class PPM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = [F.interpolate(f(x), x.shape[2:], mode="bilinear", align_corners=True) for f in self.features]
+        if x.is_contiguous(memory_format=torch.channels_last):  # one bin alone has lost it, and all would with it
+            pooled = [y.contiguous(memory_format=torch.channels_last) for y in pooled]
         return torch.cat([x, *pooled], 1)
 
 
