@@ -7,17 +7,14 @@ tasks exist once all of their method's (and their teacher's) tuning is recorded.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmark.plan import AUX_MSE, DISTILL, HINTS, KL, PER_BATCH, Overrides, Task
 
 SEEDS, TUNING_SEED = (10, 11, 12), 0
 HELD_OUT = 5  # every fifth of the training images is held out of tuning
-RATES = {
-    (rate, heads): {"TRAIN.base_lr": rate, "TRAIN.head_lr_factor": heads}
-    for rate in (0.002, 0.006, 0.018)
-    for heads in (2, 10)
-}
+BASE_LRS, HEADS = (0.002, 0.006, 0.018), (2, 10)
+RATES = {(r, h): {"TRAIN.base_lr": r, "TRAIN.head_lr_factor": h} for r in BASE_LRS for h in HEADS}
 TEACHER_RATES = ((0.002, 10), (0.006, 2), (0.006, 10))
 COMPILED = 1.48  # steps of the student alone in the time of a distilled one: results/step-h100.json
 OTHER_TEACHER = "teacher, other images"
@@ -70,9 +67,16 @@ QUESTIONS: dict[str, Overrides] = {  # of kl, each one change of its best settin
     "kl, where right": {},
     "kl, full size": {},
 }
+TEMPERATURES = (1, 2, 4)
+QUESTION_NAMES = ("kl, halved", *(f"kl, T {t}" for t in TEMPERATURES), *QUESTIONS)
 SCRIPTS = {"kl, where right": "benchmark/train_kl_where_right.py", "kl, full size": "benchmark/train_kl_full_size.py"}
 
 Score = Mapping[str, float]  # of the tuning runs that are recorded, by their names
+
+
+def scores_of(tuned: Mapping[str, Any]) -> Score:
+    """tuned: what animals_tuning.json holds. A run that failed counts 0."""
+    return dict.fromkeys(tuned["failed"], 0.0) | {entry["method"]: entry["mIoU"] for entry in tuned["runs"]}
 
 
 def rates(method: str) -> dict[str, Overrides]:
@@ -155,7 +159,7 @@ def kl_questions(score: Score) -> Iterator[Task]:
     if keys is None:
         return
     weights = {"DISTILL.weights.ce": 0.5, "DISTILL.weights.aux_ce": 0.2, KL: keys[KL] / 2}
-    temperatures = {f"kl, T {t}": {TEMPERATURE: t} for t in (1, 2, 4) if t != keys[TEMPERATURE]}
+    temperatures = {f"kl, T {t}": {TEMPERATURE: t} for t in TEMPERATURES if t != keys[TEMPERATURE]}
     yield from final("teacher", score, method=OTHER_TEACHER, images="other")
     for method, changed in {"kl, halved": weights, **temperatures, **QUESTIONS}.items():
         taught_by = OTHER_TEACHER if method == "kl, other teacher" else "teacher"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.animals import PER_BATCH, SEEDS, TUNING_SEED, Score, image_lists, ordered
+from benchmark.animals import PER_BATCH, SEEDS, TUNING_SEED, Score, image_lists, ordered, scores_of
 from benchmark.experiments import ROOT, Experiments, config_epochs
 from benchmark.plan import Overrides, Task
 from benchmark.record import RunRecord, Settings
@@ -43,10 +43,6 @@ class Records:
         self.tuned.write()
         return True
 
-    def score(self) -> dict[str, float]:
-        content = self.tuned.content
-        return dict.fromkeys(content["failed"], 0.0) | {entry["method"]: entry["mIoU"] for entry in content["runs"]}
-
 
 class Animals(Experiments):
     """The runs on animals. pretrained: folder of resnet18.pth and resnet50.pth, and `weights` what they are."""
@@ -75,7 +71,7 @@ class Animals(Experiments):
     @property
     def tasks(self) -> list[Task]:
         """As far as they are known, the most important first."""
-        if self.planned[0] != (score := self.records.score()):
+        if self.planned[0] != (score := scores_of(self.records.tuned.content)):
             found = [task._replace(epochs=task.epochs or self.epochs[task.run]) for task in ordered(score, self.epochs)]
             self.planned = score, found
         return self.planned[1]
