@@ -99,5 +99,6 @@ class Animals(Experiments):
         }
 
     def prepare(self, task: Task) -> None:
+        (self.out / "list").mkdir(parents=True, exist_ok=True)
         for name, lines in image_lists(ROOT / "dataset/animals/split").items():
             files.replace_text(self.out / "list" / f"{name}.txt", "".join(f"{line}\n" for line in lines))
