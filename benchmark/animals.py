@@ -54,7 +54,7 @@ RECIPES = {
     "kl+aux_mse+cwd": Recipe(kl=1, aux_mse=1, cwd=3),
 }
 METHODS = ("student", *RECIPES)
-FIRST, LAST = ("default", "kl", "nfd"), ("cwd", "nfd+aux_mse", "kl+aux_mse+cwd")  # aux_mse and the questions between
+FIRST, SECOND, LAST = ("default", "kl", "nfd"), ("aux_mse", "cwd"), ("nfd+aux_mse", "kl+aux_mse+cwd")
 STUDENT_VARIANTS = {
     f"{key} {value:g}": {f"TRAIN.{key}": value}
     for key, value in (("weight_decay", 0.0005), ("weight_decay", 0.001), ("aux_weight", 0.2), ("aux_weight", 1.0))
@@ -179,7 +179,7 @@ def ordered(score: Score, epochs: Mapping[str, int]) -> Iterator[Task]:
     yield from both(FIRST)
     for name, times in (("student_double", 2), ("student_equal_time", COMPILED)):
         yield from final("student", score, method=name, epochs=math.ceil(times * epochs["pspnet18"]))
-    yield from both(("aux_mse",))
+    yield from both(SECOND)
     yield from kl_questions(score)
     yield from both(LAST)
 

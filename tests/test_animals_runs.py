@@ -57,6 +57,7 @@ def tiny_plan(monkeypatch, tmp_path):
         "RECIPES": {kind: animals.RECIPES[kind] for kind in KINDS},
         "METHODS": ("student", *KINDS),
         "FIRST": KINDS[:2],
+        "SECOND": KINDS[2:],
         "LAST": (),
         "SEEDS": (10,),
         "variants": lambda method, at: dict(list(variants(method, at).items())[:2]),
