@@ -85,6 +85,7 @@ class Animals(Experiments):
         scored = lists / ("held_out.txt" if task.images == "tune" else "val.txt")
         keys = {"DATA.data_root": self.data_root, "DATA.train_list": lists / f"{task.images or 'train'}.txt"}
         keys |= {"DATA.val_list": scored, "TEST.test_list": scored, "TRAIN.gradient_shares": False}
+        keys |= {"TRAIN.save_freq": 1000}  # a run takes seconds to minutes: only its end, and what a signal stops
         if PER_BATCH in task.overrides:
             keys["DATA.unlabelled_list"] = lists / "unlabelled.txt"
         if self.pretrained:

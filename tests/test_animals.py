@@ -6,12 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT, tiny_pspnet
+from conftest import ROOT
 
-from benchmark import animals, animals_runs, evidence, results, tables, train_kl_full_size, train_kl_where_right
-from model.labels import Labels
-from util.data.batch import Batch
+from benchmark import animals, animals_runs, evidence, results, tables
+from benchmark.record import without_defaults
 
 EPOCHS = {"pspnet50": 45, "pspnet18": 30, "pspnet50_18": 30}
 
@@ -124,6 +122,32 @@ def test_the_weights_are_recorded_by_their_description(folder, fails):
     assert "resnet18.pth does not exist" in fails(*command, folder, "--weights", "none")
 
 
+def test_recorded_runs_of_other_settings_than_tuning_now_chooses_are_named(folder):
+    keys = ("nfd, 0.006 x 2", 0), ("nfd", 11)
+    plans = []
+    for score in (tuned(), {**tuned(), "nfd, weight x 10": 1.0}):
+        experiments = made(folder, score)
+        plans.append(
+            {(t.method, t.seed): experiments.settings(t) for t in experiments.tasks if (t.method, t.seed) in keys}
+        )
+    records = experiments.records
+    for record, (method, seed) in zip((records.tuned, records.final), keys, strict=True):
+        settings = json.loads(json.dumps(without_defaults(plans[0][method, seed])))
+        record.content["runs"] = [{"method": method, "seed": seed, "config": {"settings": settings}}]
+    assert not list(records.mismatches(plans[0]))
+    ((entry, why),) = records.mismatches(plans[1])
+    assert entry["method"] == "nfd" and "DISTILL.hints" in why
+
+
+def test_the_committed_record_is_as_planned(tmp_path):
+    records = animals_runs.Records(ROOT / "benchmark" / "results")
+    experiments = animals_runs.Animals(tmp_path, records)
+    runs = [*records.tuned.content["runs"], *records.final.content["runs"]]
+    experiments.weights = runs[0]["config"]["settings"].get("TRAIN.pretrained", "") if runs else ""
+    planned = {(t.method, t.seed): experiments.settings(t) for t in experiments.tasks if records.find(t.method, t.seed)}
+    assert not list(records.mismatches(planned))
+
+
 def test_a_tuning_run_that_fails_counts_as_0_and_the_rest_goes_on(folder, monkeypatch):
     """Once another has been recorded: what fails before that is a wrong command."""
     monkeypatch.setattr(animals_runs.Animals, "run", lambda *_: type("", (), {"perform": lambda: None}))
@@ -171,49 +195,3 @@ def test_the_tables_of_a_record(folder):
     assert animals.choice("nfd", score).removeprefix("nfd, ") in row
     empty = tables.of_animals({**evidence.analyse("animals", {"runs": []}), "tuned": {"failed": [], "runs": []}})
     assert {*empty.values()} == {tables.NOT_RUN}
-
-
-def labels_of(rows):
-    """A batch's labels at stride 8 and at full size, for logits of 2x2 at a crop of 9x9; -1 is void."""
-    coarse = torch.tensor(rows)[None]
-    full = coarse.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, :9, :9]
-    grids = {1: Labels.of(coarse, -1), 8: Labels.of(full, -1)}
-    return Batch(torch.zeros(1, 3, 9, 9), grids, grids, None)
-
-
-def test_kl_where_the_teacher_is_right():
-    """The mean of kl over those positions alone: one is right, one wrong, two void."""
-    batch = labels_of([[0, 0], [-1, -1]])
-    teacher = torch.tensor([[[5.0, 0.0], [5.0, 0.0]], [[0.0, 5.0], [0.0, 5.0]]])[None]
-    student = torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
-    found = train_kl_where_right.where_right(student, teacher, batch, 2.0)
-    assert found == pytest.approx(_kl_at(student, teacher, 0, 0).item())
-    nowhere = train_kl_where_right.where_right(student, -teacher, labels_of([[0, -1], [-1, -1]]), 2.0)
-    assert nowhere == 0
-
-
-def _kl_at(s, t, y, x, temperature=2.0):
-    p, q = (torch.softmax(logits[0, :, y, x] / temperature, 0) for logits in (t, s))
-    return temperature**2 * (p * (p / q).log()).sum()
-
-
-def test_kl_at_full_size():
-    """Of the enlarged logits: at a point between two of the grid it is the kl of their mean."""
-    batch = labels_of([[0, 0], [0, 0]])
-    batch.valid[8].mask[:] = False
-    batch.valid[8].mask[0, 4, 4] = True
-    batch.valid[8].count.fill_(1)
-    teacher, student = 5 * torch.randn(2, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
-    found = train_kl_full_size.full_size(student, teacher, batch, 2.0)
-    means = [x.mean((2, 3), keepdim=True) for x in (student, teacher)]
-    assert found == pytest.approx(_kl_at(*means, 0, 0).item(), rel=1e-4)
-
-
-@pytest.mark.parametrize("name", ["where_right", "full_size"])
-def test_the_scripts_of_kl_run(name, tiny, script):
-    torch.save({"state_dict": tiny_pspnet(18).state_dict()}, tiny.out / "t.pth")
-    teacher = ["DISTILL.teacher_layers", "18", "DISTILL.teacher_path", tiny.out / "t.pth", "DISTILL.weights.aux_mse", 0]
-    result = script(f"benchmark/train_kl_{name}.py", "--config", tiny.path, *teacher)
-    assert result.status == 0, result.err
-    (line,) = (json.loads(text) for text in (tiny.out / "model" / "metrics.jsonl").read_text().splitlines())
-    assert line["kl"] > 0 and "aux_mse" not in line
