@@ -126,7 +126,7 @@ def _nearest(key: str) -> str | None:
 
 def _explain(error: dict[str, Any]) -> str:
     """One of pydantic's errors in terms of the YAML file."""
-    key = ".".join(str(part) for part in error["loc"])
+    key = ".".join(str(part) for part in error["loc"] if "[" not in str(part))  # those are kinds, of keys with several
     if error["type"] == "missing":
         return f"{key} is missing"
     if error["type"] == "extra_forbidden":

@@ -47,9 +47,10 @@ def load(name: str, data: Data, dtype: torch.dtype) -> tuple[Foreign, list[str],
         raise UserError(f"DISTILL.teacher_path hf:{name}: there is no such folder, and no hub has a name like it")
     config = _read(transformers.AutoConfig.from_pretrained, name)
     network = _network(transformers, config, name)
-    net, found = _read(network.from_pretrained, name, dtype=torch.float32, output_loading_info=True)
-    if absent := [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]:
-        raise UserError(f"{name} (DISTILL.teacher_path) lacks weights of a {network.__name__}: {absent[0]}")
+    strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both kinds of faults, named below
+    net, found = _read(network.from_pretrained, name, dtype=torch.float32, **strict)
+    if absent := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
+        raise UserError(f"{name} (DISTILL.teacher_path) lacks weights of its {network.__name__}: {absent[0]}")
     if bad := checkpoint.not_finite(net.state_dict()):
         raise UserError(f"{name} (DISTILL.teacher_path) holds values that are not finite, in {bad[0]}")
     masks = config.model_type in MASK_CLASSIFIERS
