@@ -1,12 +1,12 @@
 """Test the distilled student, a PSPNet-ResNet18, and set it beside the teacher and the student alone."""
 
 from util import run
-from util.evaluate import testing
+from util.evaluate import comparison, testing
 
 
 def main(cfg):
     testing.test(cfg)
-    testing.compare(cfg)
+    comparison.compare(cfg)
 
 
 if __name__ == "__main__":

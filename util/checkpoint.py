@@ -52,7 +52,10 @@ def save(content: dict[str, Any], path: Path) -> None:
             raise
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch wraps a failed write
         reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
-        raise UserError(f"cannot write {path} ({reason}); make room or change TRAIN.save_path, then resume") from None
+        raise UserError(
+            f"cannot write {path} ({reason}); make room and start again, or go on in another TRAIN.save_path with the "
+            f"newest checkpoint of {path.parent} as TRAIN.resume"
+        ) from None
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -126,11 +129,16 @@ def network_state(path: str | Path, part: str, content: Mapping[str, Any] | None
 
 
 def check_match(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path, what: str, hint: str = ""
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    path: str | Path,
+    what: str,
+    hints: Mapping[tuple[str, ...], str] | None = None,
 ) -> None:
     """Raise UserError unless `state` is finite and has exactly the keys and shapes of `expected`.
 
-    Nothing is computed from a tensor before its shape is known: a few bytes can claim terabytes.
+    hints: what helps where all that differs begins with one of these prefixes. Nothing is computed
+    from a tensor before its shape is known: a few bytes can claim terabytes.
     """
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in expected]
@@ -138,7 +146,9 @@ def check_match(
     faults = [f"{label} {', '.join(keys[:3])}" for label, keys in (("missing", missing), ("unknown", unknown)) if keys]
     faults += [f"{k} is {tuple(state[k].shape)}, not {tuple(expected[k].shape)}" for k in shapes[:2]]
     if faults:
-        raise UserError(f"{path} does not hold {what}: {'; '.join(faults)}{hint}")
+        different = [*missing, *unknown, *shapes]
+        help = [text for prefixes, text in (hints or {}).items() if all(key.startswith(prefixes) for key in different)]
+        raise UserError(f"{path} does not hold {what}: {'; '.join([*faults, *help])}")
     if bad := not_finite(state):
         raise UserError(f"{path} holds values that are not finite, in {', '.join(bad[:3])}; take another checkpoint")
 

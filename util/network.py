@@ -48,7 +48,7 @@ def build(train: Train, data: Data) -> PSPNet:
         new = {key: value for key, value in net.state_dict().items() if key.startswith(LAST_LAYERS)}
         log.info(f"TRAIN.new_head: {', '.join(new)} begin anew; all else is from {train.weight}")
         state |= new
-    _load_strictly(net, state, train.weight, "; TRAIN.new_head True takes all but the last layers of another's classes")
+    _load_strictly(net, state, train.weight, {LAST_LAYERS: "TRAIN.new_head True takes all but these layers"})
     return net
 
 
@@ -143,9 +143,9 @@ def _stem_of(state: dict[str, Tensor]) -> str:
     return "deep" if "layer0.3.weight" in state else "plain"
 
 
-def _load_strictly(net: PSPNet, state: dict[str, Tensor], path: str, hint: str = "") -> None:
+def _load_strictly(net: PSPNet, state: dict[str, Tensor], path: str, hints: Mapping | None = None) -> None:
     """Load every key; only an auxiliary head that `net` does not have is left out."""
     if net.aux is None:
         state = {key: value for key, value in state.items() if not key.startswith("aux.")}
-    checkpoint.check_match(state, net.state_dict(), path, f"a PSPNet-{net.layers} of {net.classes} classes", hint)
+    checkpoint.check_match(state, net.state_dict(), path, f"a PSPNet-{net.layers} of {net.classes} classes", hints)
     net.load_state_dict(state)

@@ -21,7 +21,9 @@ def output_names(images: Sequence[Path]) -> list[str]:
             names = ["_".join(part.strip("/") for part in each[-depth:]) for each in parts]
             if len(set(names)) == different:
                 return names
-    raise UserError("two images of the list would have outputs of the same name; rename one")
+    first: dict[str, Path] = {}
+    one, other = next((first[n], p) for p, n in zip(images, names, strict=True) if first.setdefault(n, p) != p)
+    raise UserError(f"{one} and {other} would have outputs of the same name; rename one")
 
 
 def check_outputs(written: Iterable[Path], read: Iterable[str | Path | None]) -> None:

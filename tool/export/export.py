@@ -141,7 +141,7 @@ def main() -> None:
             raise UserError("--images and --calibrate must be 1 or more")
         cfg = config.load(arguments.config, arguments.overrides)
         if arguments.int8 and cfg.test.split == "test":
-            raise UserError("--int8 measures mIoU, but TEST.split test has no labels")
+            raise UserError("--int8 measures mIoU, but TEST.split test has no labels; set it to val")
         checkpoint = Path(cfg.test.model_path)
         path = arguments.out or checkpoint.with_suffix(SUFFIX[arguments.to])
         if path == checkpoint:

@@ -1,6 +1,7 @@
 """DATA.label_map, and a look at a few labels for what contradicts the config."""
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,9 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from util.errors import UserError
+from util.keys import Data
 
 OTHER = "other"  # the key for all values or colours that the map does not name
 SAMPLE = 16  # labels that are looked at
+
+log = logging.getLogger("labels")
 
 
 def apply(picture: Image.Image, label_map: Mapping[int | str, int]) -> NDArray[np.uint8]:
@@ -35,7 +39,7 @@ def apply(picture: Image.Image, label_map: Mapping[int | str, int]) -> NDArray[n
     if OTHER not in label_map and not known.all():
         found = int(pixels[~known].min())
         name = f"colour {found >> 16} {found >> 8 & 255} {found & 255}" if by_color else f"value {found}"
-        raise UserError(f"the {name} is not in DATA.label_map; name it, or all that are not named: other: 255")
+        raise UserError(f"the {name} is not in DATA.label_map; name it, or map the rest to void, as in other: 255")
     return np.where(known, values[place], label_map.get(OTHER, 0)).astype(np.uint8)
 
 
@@ -75,4 +79,14 @@ def check_labels(paths: Sequence[Path], names: Sequence[str], colors: NDArray[np
         raise UserError(
             f"the labels hold 0 and 255 alone, and 255 is TRAIN.ignore_label, so {names[1]} has no pixel; for masks of "
             'this kind write DATA.label_map "{0: 0, 255: 1}"'
+        )
+
+
+def warn_of_sides(names: Sequence[str], data: Data, remedy: str) -> None:
+    """Warn of classes that a mirrored image exchanges (left arm, right arm) and DATA.flip_pairs does not."""
+    sided = [name for name in names if {"left", "right"} & {*name.lower().replace("_", " ").split()}]
+    if sided and not data.flip_pairs:
+        log.warning(
+            f"warning: mirrored images show the wrong side of {', '.join(sided)}; name the pairs in "
+            f"DATA.flip_pairs, or set {remedy}"
         )

@@ -39,13 +39,14 @@ def read_list(path: str, key: str, root: str, labelled: bool = True, once: bool 
     """
     pairs, where, first = [], defaultdict(dict), {}
     for number, line in enumerate(read_text(path, key), 1):
-        # A tab separates paths with spaces in them.
-        fields = [field.strip() for field in line.strip().split("\t")] if "\t" in line.strip() else line.split()
-        if not fields:
+        line = line.strip()
+        if not line:
             continue
+        # A tab separates paths with spaces in them.
+        fields = [field.strip() for field in line.split("\t")] if "\t" in line or not labelled else line.split()
         if len(fields) != 1 + labelled:
             form = "`image label`, with a tab between them where a path has spaces" if labelled else "`image`"
-            raise UserError(f"{path}, line {number}: expected {form}, found {line.strip()[:120]!r}")
+            raise UserError(f"{path}, line {number}: expected {form}, found {line[:120]!r}")
         found = [Path(root, field) for field in fields]
         for file in found:
             where[file.parent].setdefault(file.name, number)
@@ -62,7 +63,10 @@ def read_list(path: str, key: str, root: str, labelled: bool = True, once: bool 
             present = set()
         for name, number in names.items():
             if name not in present:
-                raise UserError(f"{path}, line {number}: {folder / name} does not exist (DATA.data_root is {root})")
+                form = "" if labelled else "; each line of this list is one image"
+                raise UserError(
+                    f"{path}, line {number}: {folder / name} does not exist (DATA.data_root is {root}){form}"
+                )
     return pairs
 
 

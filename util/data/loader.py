@@ -85,7 +85,8 @@ class ResumableBatchSampler(Sampler[list[Key]]):
         self.crops = self.steps * (train.batch_size + train.unlabelled_per_batch)  # of the whole run, all processes
         if not self.per_epoch:
             raise UserError(
-                f"{data.data.train_list} has {data.labelled} images, fewer than TRAIN.batch_size {train.batch_size}"
+                f"{data.data.train_list} has {data.labelled} images, fewer than TRAIN.batch_size {train.batch_size}; "
+                "lower that, or list images more than once"
             )
 
     def __len__(self) -> int:

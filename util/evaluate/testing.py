@@ -14,6 +14,7 @@ from PIL import Image
 from util import distributed, network
 from util.config import Config
 from util.data.decode import read_label
+from util.data.label_map import warn_of_sides
 from util.data.lists import Pair, read_colors, read_names, read_pair, scored_list
 from util.data.loader import progress
 from util.data.scan import scan_images
@@ -32,15 +33,19 @@ def test(cfg: Config) -> None:
     metrics.json under TEST.save_folder. TEST.index_start and index_step choose a part of the list.
     """
     t = cfg.test
+    if t.has_prediction and t.split == "test":
+        raise UserError(
+            "TEST.has_prediction scores existing maps, but TEST.split test has no labels; set TEST.split to val"
+        )
     pairs = scored_list(t.test_list, "TEST.test_list", cfg.data, labelled=t.split != "test")
     maps = output_names([pair.image for pair in pairs])  # of the whole list: parts must not name theirs otherwise
     part = slice(t.index_start, t.index_start + t.index_step if t.index_step else None)
     pairs, maps = pairs[part], maps[part]
     if not pairs:
-        raise UserError(f"TEST.index_start {t.index_start} is past the end of {t.test_list}")
+        raise UserError(f"TEST.index_start {t.index_start} is past the end of {t.test_list}; lower it")
     names = read_names(cfg.data)
-    if t.has_prediction and t.split == "test":
-        raise UserError("TEST.has_prediction scores existing maps, but TEST.split test has no labels to score them by")
+    if t.flip and not t.has_prediction and distributed.is_main():
+        warn_of_sides(names, cfg.data, "TEST.flip to False")
     inputs = [*(path for pair in pairs for path in pair), t.model_path, t.test_list, cfg.data.names_path]
     outputs = [] if t.has_prediction else map_paths(Path(t.save_folder), maps)
     check_outputs([*outputs, Path(t.save_folder, "metrics.json")], [*inputs, cfg.data.colors_path])
@@ -184,38 +189,3 @@ def protocol_line(p: dict[str, Any]) -> str:
     how = f"windows of {p['crop'][0]}x{p['crop'][1]}" if p["mode"] == "slide" else "whole images"
     flip = "with" if p["flip"] else "without"
     return f"{how} {flip} flip, scales {p['scales']} of base size {p['base_size']}, {p['precision']}, {p['checkpoint']}"
-
-
-def compare(cfg: Config) -> None:
-    """Print teacher, student alone and distilled side by side, and a verdict."""
-    if not distributed.is_main() or cfg.check or cfg.test.compare is None or cfg.test.split == "test":
-        return
-    files = {
-        "teacher": cfg.test.compare.teacher,
-        "student alone": cfg.test.compare.student,
-        "distilled": str(Path(cfg.test.save_folder, "metrics.json")),
-    }
-    missing = [f"{name} ({path})" for name, path in files.items() if not Path(path).is_file()]
-    if missing:
-        print(f"no comparison yet, not tested: {', '.join(missing)}")
-        return
-    try:
-        runs = {name: json.loads(Path(path).read_text()) for name, path in files.items()}
-    except ValueError:
-        raise UserError(f"one of {', '.join(files.values())} is no JSON; test that network again") from None
-    print(f"\n{'':14}  mIoU %  mAcc %   acc %")
-    for name, m in runs.items():
-        print(f"{name:14}  {100 * m['mIoU']:6.2f}  {100 * m['mAcc']:6.2f}  {100 * m['allAcc']:6.2f}")
-    print(verdict(*(m["mIoU"] for m in runs.values())))
-
-
-def verdict(teacher: float, student: float, distilled: float) -> str:
-    """Where the distilled student's mIoU lies, in one sentence."""
-    if teacher <= student:
-        return "The teacher is not above the student alone: there is nothing to distil here."
-    share = f"{100 * (distilled - student) / (teacher - student):.0f} % of the gap closed"
-    if distilled < student:
-        return f"The distilled student lies below the student alone ({share})."
-    if distilled > teacher:
-        return f"The distilled student lies above the teacher ({share})."
-    return f"The distilled student lies between the student alone and the teacher ({share})."

@@ -1,16 +1,13 @@
 """What is wrong with a run before its first step: the batch's size, and the labels against the config."""
 
-import logging
 from pathlib import Path
 
 from util import distributed
 from util.config import Config
 from util.data import lists
-from util.data.label_map import check_labels
+from util.data.label_map import check_labels, warn_of_sides
 from util.errors import UserError
 from util.keys import Train
-
-log = logging.getLogger("checks")
 
 
 def check_batch(train: Train) -> None:
@@ -36,9 +33,5 @@ def check_classes(cfg: Config, labels: list[Path]) -> None:
     names, colors = lists.read_names(cfg.data), lists.read_colors(cfg.data)
     if cfg.data.label_map is None:
         check_labels(labels, names, colors, cfg.train.ignore_label)
-    sided = [name for name in names if {"left", "right"} & {*name.lower().replace("_", " ").split()}]
-    if sided and not cfg.data.flip_pairs and cfg.train.flip_prob:
-        log.warning(
-            f"warning: mirrored images teach the wrong side of {', '.join(sided)}; name the pairs in "
-            "DATA.flip_pairs, or set TRAIN.flip_prob to 0 and TEST.flip to False"
-        )
+    if cfg.train.flip_prob:
+        warn_of_sides(names, cfg.data, "TRAIN.flip_prob to 0")

@@ -26,6 +26,7 @@ MAY_CHANGE_ON_RESUME = {
 }
 
 TRAIN_LIST = "content of DATA.train_list"  # among the settings
+AS_WEIGHT = "make it TRAIN.weight of a run with another TRAIN.save_path, and TRAIN.resume auto"
 
 log = logging.getLogger("resume")
 
@@ -81,7 +82,7 @@ class Progress:
     def load(self, content: dict[str, Any], path: Path) -> None:
         """Take everything from a checkpoint. Raises UserError for one of another network or of other settings."""
         if missing := [key for key in ("step", "settings", "optimizer", *self.modules) if key not in content]:
-            raise UserError(f"{path} cannot be resumed: it has no {missing[0]}; make it TRAIN.weight instead")
+            raise UserError(f"{path} cannot be resumed: it has no {missing[0]}; {AS_WEIGHT}")
         then = defaults() | content["settings"]  # a key that the checkpoint does not know had its default
         changed = {k: f"{k} (was {then.get(k)}, is {v})" for k, v in self.settings.items() if then.get(k) != v}
         if TRAIN_LIST in changed and set(self.images) < set(content.get("images", ())):
@@ -90,7 +91,7 @@ class Progress:
         if changed:
             raise UserError(
                 f"{path} was trained with other settings: {', '.join(changed.values())}; take them back, or start anew "
-                "with another TRAIN.save_path"
+                "with another TRAIN.save_path and TRAIN.resume auto"
             )
         for key, module in self.modules.items():
             state = checkpoint.tensors({"state_dict": content[key]}, path) if content[key] else {}
@@ -169,7 +170,7 @@ def resume(cfg: Config, model: PSPNet | StudentWithAdapters, optimizer: torch.op
             progress.load(content or checkpoint.read(found[0]), Path(found[0]))
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{found[0]} cannot be resumed ({reason:.120}); make it TRAIN.weight instead") from None
+            raise UserError(f"{found[0]} cannot be resumed ({reason:.120}); {AS_WEIGHT}") from None
         log.info("resuming from %s", found[0])
     later = [path for path in checkpoint.numbered(folder) if checkpoint.epoch_of(path) > progress.epoch]
     if later and cfg.train.resume != "auto":

@@ -1,0 +1,43 @@
+"""Teacher, student alone and distilled student side by side, from their metrics.json."""
+
+import json
+from pathlib import Path
+
+from util import distributed
+from util.config import Config
+from util.errors import UserError
+
+
+def compare(cfg: Config) -> None:
+    """Print teacher, student alone and distilled side by side, and a verdict."""
+    if not distributed.is_main() or cfg.check or cfg.test.compare is None or cfg.test.split == "test":
+        return
+    files = {
+        "teacher": cfg.test.compare.teacher,
+        "student alone": cfg.test.compare.student,
+        "distilled": str(Path(cfg.test.save_folder, "metrics.json")),
+    }
+    missing = [f"{name} ({path})" for name, path in files.items() if not Path(path).is_file()]
+    if missing:
+        print(f"no comparison yet, not tested: {', '.join(missing)}")
+        return
+    try:
+        runs = {name: json.loads(Path(path).read_text()) for name, path in files.items()}
+    except ValueError:
+        raise UserError(f"one of {', '.join(files.values())} is no JSON; test that network again") from None
+    print(f"\n{'':14}  mIoU %  mAcc %   acc %")
+    for name, m in runs.items():
+        print(f"{name:14}  {100 * m['mIoU']:6.2f}  {100 * m['mAcc']:6.2f}  {100 * m['allAcc']:6.2f}")
+    print(verdict(*(m["mIoU"] for m in runs.values())))
+
+
+def verdict(teacher: float, student: float, distilled: float) -> str:
+    """Where the distilled student's mIoU lies, in one sentence."""
+    if teacher <= student:
+        return "The teacher is not above the student alone: there is nothing to distil here."
+    share = f"{100 * (distilled - student) / (teacher - student):.0f} % of the gap closed"
+    if distilled < student:
+        return f"The distilled student lies below the student alone ({share})."
+    if distilled > teacher:
+        return f"The distilled student lies above the teacher ({share})."
+    return f"The distilled student lies between the student alone and the teacher ({share})."
