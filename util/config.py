@@ -1,4 +1,4 @@
-"""A YAML file and overrides -> a checked, typed, read-only Config (its keys: util/keys.py)."""
+"""A YAML file and overrides -> a checked, typed, read-only Config (its keys: util/keys)."""
 
 import difflib
 import re

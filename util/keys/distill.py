@@ -1,0 +1,49 @@
+"""The keys of DISTILL."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from model.distill.options import AboveZero, NotNegative
+from util.keys.base import Depth, Precision, Section, UserPath
+
+Layer = Literal["layer1", "layer2", "layer3", "layer4", "ppm", "feature", "aux_feature", "aux", "logits"]
+
+
+class Weights(Section):
+    ce: NotNegative = 1.0
+    kl: NotNegative = 1.0
+    aux_mse: NotNegative = 1.0
+    aux_ce: NotNegative = 0.4
+
+
+class Hint(Section):
+    """A loss's own options (temperature, patch ...) may stand beside these; util/train/hints.py checks them."""
+
+    model_config = ConfigDict(extra="allow")
+    layer: Layer
+    teacher_layer: Layer | None = None
+    loss: str
+    weight: NotNegative | None = None
+    standardise: bool = False
+
+
+class Schedule(Section):
+    shape: Literal["constant", "linear", "cosine"]
+    start: NotNegative = Field(alias="from", default=0.0)
+    until: AboveZero | None = None
+
+
+class Distill(Section):
+    teacher_layers: Depth = 50
+    teacher_path: UserPath | None = None  # else that of teacher_config: its TEST.model_path
+    teacher_config: UserPath | None = None
+    precision: Precision | None = None
+    check_images: Annotated[int, Field(ge=0)] = 4
+    cache: UserPath | None = None
+    mask: Literal["labelled", "unpadded"] = "labelled"
+    temperature: AboveZero = 2.0
+    standardise: bool = False
+    weights: Weights = Weights()
+    hints: list[Hint] = []
+    schedules: dict[str, Schedule] = {}
