@@ -7,13 +7,14 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, VOID, tiny_pspnet
+from conftest import CLASSES, ROOT, VOID, tiny_pspnet
 from foreign import mask2former, save, segformer
 
 from model.distill.classes import FLOOR, Averaged, Known, Mapped, add_up, comparable, log_mean, padded
 from model.distill.logits import kl
 from model.labels import Labels
 from model.pspnet import Output, PSPNet
+from util import config
 from util.errors import UserError
 from util.teachers import load, names
 
@@ -118,6 +119,31 @@ def test_names_in_another_order_are_put_in_order():
 def test_mistakes_in_a_mapping(mapping, words):
     with pytest.raises(UserError, match=words):
         names.groups(OURS, CITY, mapping, "the teacher x")
+
+
+CITYSCAPES = (
+    "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, person, "
+    "rider, car, truck, bus, train, motorcycle, bicycle"
+).split(", ")
+
+
+def test_the_shipped_mapping_makes_every_class_of_camvid():
+    """Of Cityscapes' names as transformers' checkpoints have them."""
+    mapping = config.parse_yaml((ROOT / "dataset/camvid/camvid_from_cityscapes.yaml").read_text(), "")
+    camvid = (ROOT / "dataset/camvid/camvid_names.txt").read_text().split()
+    groups = names.groups(camvid, CITYSCAPES, mapping, "x")
+    assert all(groups) and sum(map(len, groups)) == 15
+
+
+def test_the_recipe_of_the_page(tmp_path):
+    """Its YAML, word for word, over the front page's: a mapping of each of Cityscapes' classes."""
+    read = {page: (ROOT / page).read_text() for page in ("README.md", "model/distill/TEACHERS.md")}
+    own, recipe = (re.search(r"```yaml\n(# config/\S+:? ?.*?)```", text, re.DOTALL)[1] for text in read.values())
+    (tmp_path / "roads_pspnet18.yaml").write_text(own.replace("../voc2012", f"{ROOT}/config/voc2012"))
+    (tmp_path / "roads_segformer_18.yaml").write_text(recipe)
+    cfg = config.load(tmp_path / "roads_segformer_18.yaml")
+    groups = names.groups(["road", "car", "rest"], CITYSCAPES, cfg.distill.teacher_classes, "x")
+    assert sorted(sum(groups, [])) == list(range(19))
 
 
 @pytest.fixture(scope="session")
