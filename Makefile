@@ -48,8 +48,9 @@ results: .venv/.ready
 	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 	touch $@
 
-.venv/.test: .venv/.ready requirements-export.txt
-	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-export.txt pytest pytest-xdist hypothesis ruff -c constraints.txt
+.venv/.test: .venv/.ready requirements-export.txt requirements-teachers.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-export.txt -r requirements-teachers.txt \
+		pytest pytest-xdist hypothesis ruff -c constraints.txt
 	touch $@
 
 clean:

@@ -72,6 +72,8 @@ class PSPNet(nn.Module):
     layer3 (testing does without).
     """
 
+    known = None  # as a teacher, it has the student's classes (model/distill/classes.py)
+
     def __init__(self, layers: int, classes: int, stem: str = "plain", dropout: float = 0.1, aux: bool = True):
         super().__init__()
         self.layers, self.classes, self.stem = layers, classes, stem
