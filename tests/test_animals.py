@@ -170,6 +170,7 @@ def test_a_tuning_run_that_fails_counts_as_0_and_the_rest_goes_on(folder, monkey
     content = perform(code=2)
     assert content["failed"] == ["student, 0.018 x 10"] and len(content["runs"]) == 5
     assert animals.scores_of(content)["student, 0.018 x 10"] == 0
+    assert animals_runs.Records(folder).find("student, 0.018 x 10", 0)  # the next command does not try it again
 
 
 def test_the_tables_of_a_record(folder):
