@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def of_animals(content: Mapping[str, Any]) -> dict[str, str]:
     questions = [method for method in summary if method.startswith("kl, ")]
     against_kl = [row for row in rows if row["method"] in questions]
     made = {
-        "main": f"{weights_of(content['runs'])}\n\n{scores(summary, ['teacher', *ALONE, *animals.RECIPES])}",
+        "main": f"{notes_of(content['runs'])}\n\n{scores(summary, ['teacher', *ALONE, *animals.RECIPES])}",
         "contrasts": contrasts(row for row in rows if row not in against_kl),
         "equal time": scores(summary, [*ALONE, *animals.RECIPES]),
         "kl": f"{scores(summary, ['kl', animals.OTHER_TEACHER, *questions])}\n\n{contrasts(against_kl)}",
@@ -111,10 +112,16 @@ def of_animals(content: Mapping[str, Any]) -> dict[str, str]:
     return {f"animals {name}": text for name, text in made.items()}
 
 
-def weights_of(runs: Sequence[Mapping[str, Any]]) -> str:
-    """A sentence that says which weights the backbones of `runs` began with."""
+def notes_of(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Which weights the backbones of `runs` began with, and whether more than one file taught."""
     found = {run["config"]["settings"].get("TRAIN.pretrained", "torchvision's ImageNet weights") for run in runs}
-    return f"The backbones began with {' and with '.join(sorted(found))}."
+    taught = [run["beside"] for run in runs if run["beside"]["teacher"] == "teacher"]
+    files = Counter(beside["teacher_file"] for beside in taught if "teacher_file" in beside)
+    note = f"The backbones began with {' and with '.join(sorted(found))}."
+    if len(files) > 1:
+        counts = ", ".join(map(str, files.values()))
+        note += f" The teacher was trained {len(files)} times, since its file was gone; students of each: {counts}."
+    return note
 
 
 def rates(tuned: Mapping[str, Any]) -> str:
