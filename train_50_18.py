@@ -1,7 +1,8 @@
 """Distil the teacher, a frozen PSPNet-ResNet50, into the student, a PSPNet-ResNet18.
 
 total = ce * CE(s, y) + kl * T^2 KL(t || s) + aux_mse * MSE(aux_s, aux_t) + aux_ce * CE(aux_s, y), weights from YAML,
-and, for each of DISTILL.hints, weight * loss(layer of s, layer of t)
+and, for each of DISTILL.hints, weight * loss(layer of s, layer of t). Without DATA.train_list there are no labels y;
+a teacher of features has neither outputs nor aux_t.
 """
 
 from model.distill.features import mse
@@ -15,20 +16,26 @@ from util.train.teacher import Teacher
 
 def main(cfg):
     teacher_net = network.load_teacher(cfg)
-    student, hints = with_hints(cfg.distill.hints, network.build(cfg.train, cfg.data), teacher_net)
+    labelled = bool(cfg.data.train_list)
+    student, hints = with_hints(cfg.distill.hints, network.build(cfg.train, cfg.data), teacher_net, labelled)
     teacher = Teacher(cfg, teacher_net, hints.teacher_layers)
     prepare_logits = standardise if cfg.distill.standardise else lambda logits: logits
 
     def losses(student, batch):
         t, s = teacher(batch), student(batch.image)
         valid = batch.valid[1]
-        terms = supervised_losses(s, batch.labels[cfg.train.zoom_factor], cfg.train.class_weights)
-        terms["kl"] = kl(prepare_logits(s.logits), prepare_logits(t.logits), valid, temperature=cfg.distill.temperature)
-        if t.aux is not None:  # else load_teacher has checked that aux_mse weighs 0
+        terms = {}
+        if labelled:
+            terms |= supervised_losses(s, batch.labels[cfg.train.zoom_factor], cfg.train.class_weights)
+        if t.logits is not None:
+            prepared = prepare_logits(s.logits), prepare_logits(t.logits)
+            terms["kl"] = kl(*prepared, valid, temperature=cfg.distill.temperature)
+        if t.aux is not None:
             terms["aux_mse"] = mse(s.aux, t.aux, valid)
         return s.logits, terms | hints(s, t, batch)
 
-    weights = cfg.distill.weights.model_dump(exclude=None if teacher_net.aux else {"aux_mse"})
+    needs = {"ce": labelled, "aux_ce": labelled, "kl": teacher_net.cls, "aux_mse": teacher_net.aux}
+    weights = cfg.distill.weights.model_dump(include={term for term, there in needs.items() if there})  # others are 0
     engine.fit(cfg, student, losses, weights | hints.weights, teacher)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from model.distill.options import AboveZero, NotNegative
-from util.keys.base import Depth, Precision, Section, UserPath
+from util.keys.base import Backbone, Depth, Precision, Section, UserPath
 
 Layer = Literal["layer1", "layer2", "layer3", "layer4", "ppm", "feature", "aux_feature", "aux", "logits"]
 
@@ -36,6 +36,7 @@ class Schedule(Section):
 
 class Distill(Section):
     teacher_layers: Depth = 50
+    teacher_backbone: Backbone | None = None
     teacher_path: UserPath | None = None  # else that of teacher_config: its TEST.model_path
     teacher_config: UserPath | None = None
     precision: Precision | None = None
@@ -47,3 +48,8 @@ class Distill(Section):
     weights: Weights = Weights()
     hints: list[Hint] = []
     schedules: dict[str, Schedule] = {}
+
+    @property
+    def teacher_architecture(self) -> int | str:
+        """timm/NAME, or the ResNet's depth."""
+        return self.teacher_backbone or self.teacher_layers

@@ -30,7 +30,7 @@ class Teacher:
     def __init__(self, cfg: Config, net: PSPNet, layers: Iterable[str] = ()):
         self.net, self.forward = net, net
         self.dtype, self.device = next(net.parameters()).dtype, distributed.device()
-        scores = ["logits"] if net.aux is None else ["logits", "aux"]
+        scores = [name for name in ("logits", "aux") if name in net.channels()]
         self.layers = {*layers} - {"logits", "aux"}
         self.cache = TeacherCache(cfg, net, sorted({*scores, *layers})) if cfg.distill.cache else None
         self.writer = BackgroundWriter()  # not the cache's: that is pickled for workers that are not forked
@@ -72,7 +72,7 @@ class Teacher:
     def check(self, cfg: Config, val: list[Pair]) -> None:
         """Score the teacher on DISTILL.check_images of `val`; warn when naming the most frequent class is better."""
         count = min(cfg.distill.check_images, len(val))
-        if not count:
+        if not count or self.net.cls is None:
             return
         pairs = [val[i * len(val) // count] for i in range(count)]
         matrix = predict.validate(self.net, pairs, cfg, self.dtype)

@@ -55,7 +55,7 @@ class TeacherCache:
         # The crop's checksum stands for images, augmentation and normalisation's input; this is the rest, and what
         # keeps runs of different crops from overwriting each other's.
         self.description = {
-            "teacher": {"sha256": weights, "layers": d.teacher_layers},
+            "teacher": {"sha256": weights, "layers": teacher.layers},
             "computed": [str(self.storage_dtype), self.device.type, data.mean, data.std],
             "seed": t.manual_seed,
             "crops": {
@@ -122,7 +122,7 @@ class TeacherCache:
         maps = {name: x.to(self.device, non_blocking=True).view(self.storage_dtype) for name, x in layers.items()}
         if self.storage_dtype == torch.float16:
             maps = {name: x.float() for name, x in maps.items()}
-        return Output(maps.pop("logits"), maps.pop("aux", None), maps)
+        return Output(maps.pop("logits", None), maps.pop("aux", None), maps)
 
     def write(self, cached: CachedOutputs, layers: dict[str, Tensor]) -> None:
         """Write the batch's records. A disk that is full or gone ends the writing, with a warning, not the run."""
