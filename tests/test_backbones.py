@@ -217,6 +217,7 @@ def test_train_resume_test_export(tiny, script, fails, caplog, name):
     assert network.load(str(bare), f"timm/{name}", CLASSES, aux=False).layers == f"timm/{name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_onnx_at_any_size(tiny, script, name):
     pytest.importorskip("onnxruntime", reason="requirements-export.txt is not installed")
