@@ -26,9 +26,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark import measure, plan  # noqa: E402
+from benchmark import plan  # noqa: E402
 from benchmark.plan import Task  # noqa: E402
 from benchmark.record import TEACHER, RunRecord, Settings, locked, settings_of, without_defaults  # noqa: E402
+from benchmark.speed import measure  # noqa: E402
 from tool import pipeline  # noqa: E402
 from tool.report import runs  # noqa: E402
 from util import config, files  # noqa: E402

@@ -73,6 +73,8 @@ class PSPNet(nn.Module):
     Raises what TimmBackbone does.
     """
 
+    known = None  # as a teacher, it has the student's classes (model/distill/classes.py)
+
     def __init__(
         self, layers: int | str, classes: int | None, stem: str = "plain", dropout: float = 0.1, aux: bool = True
     ):

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from benchmark import losses, measure, step, step_variants, tables, testing
+from benchmark import tables
+from benchmark.speed import losses, measure, step, step_variants, testing
 from tool import pipeline
 
 TINY = {

@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 
-from benchmark.measure import Work
+from benchmark.speed.measure import Work
 from model.distill.features import mse
 from model.distill.logits import kl
 from model.labels import Labels, sample_labels
@@ -22,7 +22,7 @@ from util.errors import UserError
 from util.train import engine
 from util.train.step import Stepper, Weights, build_optimizer
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {"teacher": "50", "student": "18", "distillation": "50_18"}
 RECIPES = {path.stem: path for path in sorted((ROOT / "config/camvid/distill").glob("*.yaml"))}
 WAYS = {"ours": {}, "fp32": {"TRAIN.precision": "fp32"}, "compile": {"TRAIN.compile": True}}

@@ -1,7 +1,7 @@
 """Seconds and memory of a step of teacher, student and distillation, beside plainer ways.
 
-    python benchmark/step.py [--crop 473] [--batch 2] [--classes 21] [--repeats 5] [--json FILE]
-                             [--ways fp32,plain,compile] [--kinds teacher,student,distillation]
+    python benchmark/speed/step.py [--crop 473] [--batch 2] [--classes 21] [--repeats 5] [--json FILE]
+                                   [--ways fp32,plain,compile] [--kinds teacher,student,distillation]
 
 - ours: what the script runs, in the config's precision (auto); distillation by kl and aux_mse
 - fp32: the same with TRAIN.precision fp32
@@ -22,9 +22,9 @@ from pathlib import Path
 
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmark import measure, step_variants  # noqa: E402
+from benchmark.speed import measure, step_variants  # noqa: E402
 from util import distributed  # noqa: E402
 from util.run import errors_in_one_line  # noqa: E402
 
