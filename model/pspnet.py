@@ -131,5 +131,5 @@ class PSPNet(nn.Module):
     def freeze(self, dtype: torch.dtype = torch.float32) -> "PSPNet":
         """For inference only: eval mode, no gradients, BatchNorm folded into the convolutions, weights in `dtype`."""
         self.eval().requires_grad_(False)
-        fold_batchnorm(self)
+        fold_batchnorm(self, next(self.parameters()).new_zeros(1, 3, 65, 65))
         return self.to(dtype=dtype, memory_format=torch.channels_last)

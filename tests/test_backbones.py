@@ -20,7 +20,7 @@ timm = pytest.importorskip("timm", reason="requirements-teachers.txt is not inst
 QUICK = ["test_resnet", "test_efficientnet", "test_convnext", "test_vit"]
 SLOW = ["resnetv2_50", "regnetx_002", "tf_efficientnet_lite0", "mobilenetv3_small_100", "mobilenetv4_conv_small"]
 SLOW += ["convnext_tiny", "deit_tiny_patch16_224", "vit_small_patch14_dinov2", "vit_small_patch16_dinov3"]
-SLOW += ["swin_tiny_patch4_window7_224", "efficientvit_b0", "densenet121"]
+SLOW += ["swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224", "efficientvit_b0", "repvit_m0_9", "densenet121"]
 
 
 def randomise_batchnorm(net: nn.Module) -> nn.Module:

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from conftest import CLASSES, python
+from conftest import CLASSES, ROOT, python
 
 from model.pspnet import PSPNet
-from util import checkpoint, network
+from util import checkpoint, config, network
 from util.data.loader import ResumableBatchSampler, TrainData
 from util.errors import UserError
 
@@ -123,6 +123,11 @@ def test_an_epoch_is_every_image_once(tiny, options):
 )
 def test_what_is_asked_for_in_vain_is_named(fails, options, changes, text):
     assert text in fails("train_50_18.py", *options, *changes)
+
+
+def test_the_shipped_config_is_one_without_labels():
+    cfg = config.load(ROOT / "config/animals/animals_features_18.yaml")
+    assert cfg.data.epoch_list[1] == "DATA.unlabelled_list" and cfg.train.pretrained == "none"
 
 
 def test_training_alone_needs_labels(fails, options):
