@@ -6,11 +6,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 @torch.no_grad()
-def fold_batchnorm(net: nn.Module, image: Tensor) -> None:
+def fold_batchnorm(net: nn.Module) -> None:
     """Everywhere in `net` (in eval mode), fold a BatchNorm that follows a convolution into it, in place.
 
-    "Follows" means: is the next child, as in nn.Sequential and in torchvision's blocks, and in net(image) is given what
-    the convolution has made (in some of timm's models it is given a sum of several).
+    "Follows" means: is the next child, as in nn.Sequential and in torchvision's blocks, and is given what the convolution
+    has made, as a blank image shows (in some of timm's models it is given a sum of several).
     """
     seen: dict[nn.Module, Tensor] = {}
     handles = [
@@ -20,7 +20,7 @@ def fold_batchnorm(net: nn.Module, image: Tensor) -> None:
         for module in net.modules()
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
     ]
-    net(image)
+    net(next(net.parameters()).new_zeros(1, 3, 65, 65))
     for handle in handles:
         handle.remove()
     for parent in list(net.modules()):

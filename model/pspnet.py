@@ -52,6 +52,8 @@ class PPM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = [F.interpolate(f(x), x.shape[2:], mode="bilinear", align_corners=True) for f in self.features]
+        if x.is_contiguous(memory_format=torch.channels_last):  # one bin alone has lost it, and all would with it
+            pooled = [y.contiguous(memory_format=torch.channels_last) for y in pooled]
         return torch.cat([x, *pooled], 1)
 
 
@@ -131,5 +133,5 @@ class PSPNet(nn.Module):
     def freeze(self, dtype: torch.dtype = torch.float32) -> "PSPNet":
         """For inference only: eval mode, no gradients, BatchNorm folded into the convolutions, weights in `dtype`."""
         self.eval().requires_grad_(False)
-        fold_batchnorm(self, next(self.parameters()).new_zeros(1, 3, 65, 65))
+        fold_batchnorm(self)
         return self.to(dtype=dtype, memory_format=torch.channels_last)

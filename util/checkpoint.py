@@ -77,7 +77,9 @@ def read(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         there = sorted(other.name for other in Path(path).parent.glob("*.pth"))
-        instead = f"; {Path(path).parent} has {', '.join(there)}" if there else ""
+        instead = (
+            f" ({Path(path).parent} has {', '.join(there)}: name one, or the TRAIN.epochs of its run)" if there else ""
+        )
         raise UserError(f"checkpoint {path} does not exist; train it first, or correct the path{instead}") from None
     except UserError:
         raise

@@ -59,9 +59,10 @@ def build(train: Train, data: Data) -> PSPNet:
     net = make(train.architecture, data.classes, _stem_of(state), train.dropout)
     if train.new_head:
         new = {key: value for key, value in net.state_dict().items() if key.startswith(LAST_LAYERS)}
-        log.info(f"TRAIN.new_head: {', '.join(new)} begin anew; all else is from {train.weight}")
         state |= new
     _load_strictly(net, state, train.weight, {LAST_LAYERS: "TRAIN.new_head True takes all but these layers"})
+    if train.new_head:
+        log.info(f"TRAIN.new_head: {', '.join(new)} begin anew; all else is from {train.weight}")
     return net
 
 
@@ -113,15 +114,16 @@ def load_teacher(cfg: Config) -> PSPNet:
     """
     distill = cfg.distill
     if distill is None:
-        raise UserError("the config has no DISTILL section; see config/voc2012/voc2012_pspnet50_18.yaml")
+        raise UserError("the config has no DISTILL section; write DISTILL: {teacher_config: YAML of the teacher}")
     path = distill.teacher_path
     if path == "imagenet":
         teacher = make(distill.teacher_architecture, None)
         load_pretrained(teacher, path, "DISTILL.teacher_path")
     elif not checkpoint.exists(path):
+        there = ", ".join(other.name for other in checkpoint.numbered(Path(path).parent))
         raise UserError(
-            f"teacher checkpoint {path} (DISTILL.teacher_path) does not exist; "
-            "train one with train_50.py and this dataset's pspnet50 config"
+            f"teacher checkpoint {path} (DISTILL.teacher_path, or of DISTILL.teacher_config) does not exist; name one"
+            f"{f' of {there}' if there else ''} there, or train one with train_50.py and this dataset's pspnet50 config"
         )
     else:
         teacher = load(path, distill.teacher_architecture, cfg.data.classes, part="teacher", data=cfg.data)

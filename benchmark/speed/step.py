@@ -6,7 +6,8 @@
 - ours: what the script runs, in the config's precision (auto); distillation by kl and aux_mse
 - fp32: the same with TRAIN.precision fp32
 - plain: PyTorch as one would write it first: float32, contiguous, cross entropy at full size
-- compile: ours with TRAIN.compile, after a minute or two of compiling
+- tf32: the same, convolutions rounded to TF32 (GPUs)
+- compile, and the other CHANGES of step_variants.py, joined by +: ours with TRAIN.compile, ...
 
 The ways alternate in one process (A B A B); medians and ratios are printed. The share is of the
 throughput of a 3x3 convolution of 256 channels in the same precision, timed after each step; it

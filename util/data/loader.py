@@ -178,10 +178,13 @@ def shm_too_small() -> str:
 
 
 def build_loader(data: Dataset, workers: int, collate_fn: Callable = default_convert, **options) -> DataLoader:
-    """A DataLoader that keeps the global random state and pins memory where there is a GPU."""
+    """A DataLoader that keeps the global random state and pins memory where there is a GPU.
+
+    More workers than cores would only wait for each other, each with its batches in memory.
+    """
     return DataLoader(
         data,
-        num_workers=workers,
+        num_workers=min(workers, os.cpu_count() or 1),
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),

@@ -14,7 +14,7 @@ from PIL import Image
 from util import distributed, network
 from util.config import Config
 from util.data.decode import read_label
-from util.data.label_map import warn_of_sides
+from util.data.label_map import check_labels, warn_of_sides
 from util.data.lists import Pair, read_colors, read_names, read_pair, scored_list
 from util.data.loader import progress
 from util.data.scan import scan_images
@@ -43,7 +43,9 @@ def test(cfg: Config) -> None:
     pairs, maps = pairs[part], maps[part]
     if not pairs:
         raise UserError(f"TEST.index_start {t.index_start} is past the end of {t.test_list}; lower it")
-    names = read_names(cfg.data)
+    names, colors = read_names(cfg.data), read_colors(cfg.data)
+    if distributed.is_main() and t.split != "test" and cfg.data.label_map is None:
+        check_labels([pair.label for pair in pairs], names, colors, cfg.train.ignore_label)
     if t.flip and not t.has_prediction and distributed.is_main():
         warn_of_sides(names, cfg.data, "TEST.flip to False")
     inputs = [*(path for pair in pairs for path in pair), t.model_path, t.test_list, cfg.data.names_path]
@@ -103,7 +105,6 @@ def _predict(pairs: list[Pair], names: list[str], cfg: Config) -> torch.Tensor:
 def check_only(cfg: Config, pairs: list[Pair], names: list[str]) -> None:
     """--check: read every image, predict one, write nothing. Raises UserError as `test` would."""
     t = cfg.test
-    read_colors(cfg.data)
     scan_images(pairs, cfg, t.test_list)
     if t.has_prediction:
         missing = [name for name in names if not Path(t.save_folder, "gray", f"{name}.png").is_file()]

@@ -105,7 +105,7 @@ class Train(Section):
         if self.rotate_min > self.rotate_max:
             raise ValueError("rotate_min is above rotate_max")
         if self.batch_size % self.accumulate:
-            raise ValueError("accumulate must divide batch_size")
+            raise ValueError(f"accumulate must divide batch_size: {self.batch_size} / {self.accumulate}")
         if self.unlabelled_per_batch % self.accumulate:
             raise ValueError("accumulate must divide unlabelled_per_batch")
         if self.patience and not self.evaluate:

@@ -103,12 +103,13 @@ def fit(
             run.recorder.start(run.data, run.stepper.dtype, run.progress.seed, run.epochs_done)
             if teacher and not run.progress.step:
                 teacher.check(cfg, run.val)
-            for epoch in range(run.epochs_done + 1, cfg.train.epochs + 1):
+            done = run.epochs_done
+            for epoch in range(done + 1, cfg.train.epochs + 1):
                 if run.progress.exhausted(epoch - 1):
                     break
                 line = train_epoch(run, epoch)
                 finish_epoch(run, epoch, line)
-        run.recorder.end(run.progress)
+        run.recorder.end(run.progress, done)
 
 
 def train_epoch(run: Run, epoch: int) -> dict[str, float]:

@@ -52,8 +52,8 @@ class Recorder:
     def start(self, data: TrainData, dtype: torch.dtype, seed: int, done: int) -> None:
         more = f" and {data.unlabelled} unlabelled" if data.unlabelled else ""
         self.log.info(
-            f"training on {distributed.device().type} in {dtype}, {data.labelled} images{more}, seed {seed}, {done} of "
-            f"{self.cfg.train.epochs} epochs done, writing to {self.folder}"
+            f"training on {distributed.device().type} in {dtype}, PSPNet-{self.cfg.train.layers}, {data.labelled} "
+            f"images{more}, seed {seed}, {done} of {self.cfg.train.epochs} epochs done, writing to {self.folder}"
         )
 
     def steps(self, step: int, means: dict[str, float], lr: float, rate: float, where: str) -> None:
@@ -115,8 +115,11 @@ class Recorder:
             picture = cv2.resize(picture, (width, PICTURE_HEIGHT), interpolation=cv2.INTER_AREA)
             self.writer.add_image(f"val/{number}", picture, step, dataformats="HWC")
 
-    def end(self, progress: Progress) -> None:
+    def end(self, progress: Progress, done: int) -> None:
+        """done: epochs that were finished when the run was started."""
         epochs = self.cfg.train.epochs
+        if done == epochs:
+            self.log.info(f"{self.folder} holds a finished run: nothing was left to do")
         if progress.epoch < epochs:
             self.log.info(
                 f"ended after epoch {progress.epoch}: no better val mIoU in {self.cfg.train.patience} epochs "

@@ -93,7 +93,7 @@ class Progress:
         if changed:
             raise UserError(
                 f"{path} was trained with other settings: {', '.join(changed.values())}; take them back, or start anew "
-                "with another TRAIN.save_path and TRAIN.resume auto"
+                "with another TRAIN.save_path and TRAIN.resume auto, and this file as TRAIN.weight"
             )
         for key, module in self.modules.items():
             state = checkpoint.tensors({"state_dict": content[key]}, path) if content[key] else {}
@@ -105,7 +105,8 @@ class Progress:
             setattr(self, key, content.get(key, getattr(self, key)))
         self.images, self.settings = images, self.settings | {TRAIN_LIST: train_list}
         if self.validation != own:
-            log.warning("warning: validation has changed (val_list or TEST.base_size); the best val mIoU starts anew")
+            if self.best_epoch:
+                log.warning("warning: val_list or TEST.base_size has changed: the best val mIoU starts anew")
             self.validation, self.best, self.best_epoch = own, -1.0, self.epoch
         if (processes := content.get("processes", 1)) != distributed.world_size():
             log.warning(
