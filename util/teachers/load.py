@@ -81,6 +81,8 @@ def _member(cfg: Config, path: str, mapping: Mapping[str, Sequence[str]] | None)
     groups = names.groups(ours, theirs, mapping, f"the teacher {path}")
     if net is None:
         net = network.load_teacher(_for_one(cfg, path, len(theirs)))
+        if net.cls is None:
+            raise UserError(f"{path} (DISTILL.teacher_path) is a backbone without classes: it teaches alone, unmapped")
     else:
         net.to(distributed.device())
         _probe(net, cfg, path)
