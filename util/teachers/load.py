@@ -100,7 +100,7 @@ def _for_one(cfg: Config, path: str, classes: int) -> Config:
     return cfg.model_copy(update={"distill": distill, "data": cfg.data.model_copy(update={"classes": classes})})
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _probe(net: nn.Module, cfg: Config, path: str) -> None:
     """One crop through a network of another library: that it takes one is seen before the data is read."""
     crop = (cfg.train.train_h, cfg.train.train_w)
