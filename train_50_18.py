@@ -30,15 +30,15 @@ def main(cfg):
             terms |= supervised_losses(s, batch.labels[cfg.train.zoom_factor], cfg.train.class_weights)
         if t.logits is not None:
             # As they are, unless the teacher has other classes: then log-probabilities of those that it knows
-            s_logits, t_logits, valid = comparable(s.logits, t.logits, batch.valid[1], teacher_net.known)
-            prepared = prepare_logits(s_logits), prepare_logits(t_logits)
+            logits, t_logits, valid = comparable(s.logits, t.logits, batch.valid[1], teacher_net.known)
+            prepared = prepare_logits(logits), prepare_logits(t_logits)
             terms["kl"] = kl(*prepared, valid, temperature=cfg.distill.temperature)
         if t.aux is not None:
             terms["aux_mse"] = mse(s.aux, t.aux, batch.valid[1])
         return s.logits, terms | hints(s, t, batch)
 
-    sources = {"ce": labelled, "aux_ce": labelled, "kl": "logits" in teacher_net.channels(), "aux_mse": teacher_net.aux}
-    weights = cfg.distill.weights.model_dump(include={term for term, there in sources.items() if there})  # others are 0
+    needs = {"ce": labelled, "aux_ce": labelled, "kl": "logits" in teacher_net.channels(), "aux_mse": teacher_net.aux}
+    weights = cfg.distill.weights.model_dump(include={term for term, there in needs.items() if there})  # others are 0
     engine.fit(cfg, student, losses, weights | hints.weights, teacher)
 
 

@@ -9,8 +9,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 def fold_batchnorm(net: nn.Module) -> None:
     """Everywhere in `net` (in eval mode), fold a BatchNorm that follows a convolution into it, in place.
 
-    "Follows" means: is the next child, as in nn.Sequential and in torchvision's blocks, and is given what the convolution
-    has made, as a blank image shows (in some of timm's models it is given a sum of several).
+    "Follows" means: is the next child, as in nn.Sequential and in torchvision's blocks, and is given what the
+    convolution has made, as a blank image shows (in some of timm's models it is given a sum of several).
     """
     seen: dict[nn.Module, Tensor] = {}
     handles = [

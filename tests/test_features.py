@@ -55,6 +55,11 @@ def test_features_without_labels_start_a_students_training(tiny, script, options
     assert script("train_18.py", *tuned).status == 0
 
 
+def test_a_backbone_is_no_teacher_among_others(fails, options, resnet):
+    line = fails("train_50_18.py", *options, "DISTILL.teacher_path", f"[{resnet}, {resnet}]")
+    assert "is a backbone without classes: it teaches alone" in line
+
+
 def test_what_is_trained_is_the_backbone(tiny, options):
     """The hints' gradient reaches layer0 to layer4; the heads stay as they begin."""
     result = python("train_50_18.py", *options, "TRAIN.save_freq", "1", "TRAIN.keep", "9", "TRAIN.epochs", "2")

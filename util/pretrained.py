@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torchvision.models import WeightsEnum
 
 from model import timm_backbone
 from model.backbone import RESNETS
@@ -75,14 +76,18 @@ def _from_timm(state: dict[str, Tensor], layers: str, own: dict[str, Tensor]) ->
 
 def imagenet_state(layers: int) -> dict[str, Tensor]:
     """torchvision's ImageNet weights, downloaded once into torch's cache."""
-    weights = RESNETS[layers].weights
+    return download(RESNETS[layers].weights, "ImageNet weights", "set TRAIN.pretrained to none or to a file")
+
+
+def download(weights: WeightsEnum, what: str, otherwise: str) -> dict[str, Tensor]:
+    """One of torchvision's state dicts; `otherwise` is the way out beside placing its file by hand."""
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         folder = f"{torch.hub.get_dir()}/checkpoints"
         raise UserError(
-            f"ImageNet weights could not be downloaded ({str(error).splitlines()[0]}); fetch {weights.url} elsewhere "
-            f"and place it in {folder}, or set TRAIN.pretrained to none or to a file"
+            f"{what} could not be downloaded ({str(error).splitlines()[0]}); fetch {weights.url} elsewhere "
+            f"and place it in {folder}, or {otherwise}"
         ) from None
 
 

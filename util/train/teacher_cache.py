@@ -56,8 +56,7 @@ class TeacherCache:
         # The crop's checksum stands for images, augmentation and normalisation's input; this is the rest, and what
         # keeps runs of different crops from overwriting each other's.
         self.description = {
-            "teacher": {"sha256": sources.digest(d.teachers), "layers": d.teacher_architecture}
-            | _classes(cfg, teacher),
+            "teacher": _description(cfg, teacher),
             "computed": [str(self.storage_dtype), self.device.type, data.mean, data.std],
             "seed": t.manual_seed,
             "crops": {
@@ -168,11 +167,12 @@ def _digest(data: Data, key: str) -> str | None:
     return None
 
 
-def _classes(cfg: Config, teacher: PSPNet | Mapped | Averaged) -> dict[str, Any]:
-    """How the scores of a teacher of other classes come about, beside its weights."""
-    if isinstance(teacher, PSPNet):
-        return {}
+def _description(cfg: Config, teacher: PSPNet | Mapped | Averaged) -> dict[str, Any]:
+    """Its weights, and how the scores of one of other classes come about."""
     d = cfg.distill
+    own = {"sha256": sources.digest(d.teachers), "layers": d.teacher_architecture}
+    if isinstance(teacher, PSPNet):
+        return own
     precision = str(distributed.precision(d.precision or cfg.train.precision))
-    own = {"classes": d.teacher_classes, "weights": d.teacher_weights, "precision": precision}
+    own |= {"classes": d.teacher_classes, "weights": d.teacher_weights, "precision": precision}
     return own | {"names": read_names(cfg.data)}
