@@ -177,6 +177,13 @@ def test_a_teacher_of_other_classes_teaches_by_yaml_alone(distil, city, caplog):
     assert "6 of its 7 classes make up 3 of our 4; it does not know land" in caplog.text
 
 
+def test_check_reads_such_a_teacher_and_writes_nothing(tiny, script, city):
+    options = [*QUICK, "[]", "DISTILL.teacher_path", city, "DISTILL.teacher_classes", MAPPING]
+    result = script("train_50_18.py", "--check", "--config", tiny.path, *options)
+    assert result.status == 0, result.err
+    assert "kl 0." in result.out and "kl 0.0000" not in result.out and not (tiny.out / "model").exists()
+
+
 def test_the_mapping_may_stand_in_a_file_and_holds_for_a_resumed_run(tiny, distil, city):
     (tiny.out / "map.yaml").write_text(MAPPING)
     first, line = distil(city, "DISTILL.teacher_classes", MAPPING, out="first")

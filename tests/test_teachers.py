@@ -6,6 +6,7 @@ import torch
 from foreign import MASKS, NAMES, SEMANTIC, SIDE, mobilevit, oneformer, save
 from PIL import Image
 
+from model.fold import fold_batchnorm
 from util.data.batch import Normalize
 from util.errors import UserError
 from util.teachers import foreign, hf, torchvision_models
@@ -100,6 +101,26 @@ def test_torchvisions_network_says_what_torchvision_says(tiny, lraspp, picture):
     scores = run(net, picture, tiny.load().data)
     # Enlarged twice there, from stride 8 to 520 and down to 64, once here.
     torch.testing.assert_close(scores, full[:, :, ::9, ::9], rtol=0.05, atol=0.05 * full.std().item())
+
+
+@pytest.mark.parametrize("name", ["fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large"])
+def test_torchvisions_scores_before_they_are_enlarged(name):
+    """With BatchNorm folded, of statistics that do something."""
+    from torchvision import models
+
+    torch.manual_seed(0)
+    net = models.get_model(name, weights=None, weights_backbone=None).eval()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, 0, 0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    image = torch.randn(1, 3, 65, 65)
+    with torch.no_grad():
+        expected = net(image)["out"]
+        fold_batchnorm(net)
+        scores = torchvision_models._Scores(net)(image)
+    enlarged = torch.nn.functional.interpolate(scores, (65, 65), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(enlarged, expected, rtol=1e-3, atol=1e-3 * expected.std().item())
 
 
 @pytest.fixture(scope="session")

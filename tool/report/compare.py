@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from tool.report import bootstrap, cost, page, runs, summary  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.evaluate.comparison import verdict  # noqa: E402
+from util.evaluate.outputs import check_outputs  # noqa: E402
 from util.files import replace_text  # noqa: E402
-from util.outputs import check_outputs  # noqa: E402
 from util.run import Parser, errors_in_one_line  # noqa: E402
 
 

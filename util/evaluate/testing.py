@@ -21,9 +21,9 @@ from util.data.scan import scan_images
 from util.errors import UserError
 from util.evaluate import predict
 from util.evaluate.metric import Scores, confusion_matrix
+from util.evaluate.outputs import check_outputs, output_names
 from util.evaluate.protocol import protocol_for_testing
 from util.files import BackgroundWriter, check_writable, replace_text
-from util.outputs import check_outputs, output_names
 
 
 def test(cfg: Config) -> None:
@@ -81,7 +81,7 @@ def map_paths(folder: Path, names: list[str]) -> list[Path]:
 def _load(cfg: Config) -> predict.Predictor:
     """The network of TEST.model_path, frozen, under TEST's protocol."""
     dtype = distributed.precision(cfg.test.precision)
-    net = network.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False, data=cfg.data)
+    net = network.load(cfg.test.model_path, cfg.train.architecture, cfg.data.classes, aux=False, data=cfg.data)
     return predict.Predictor(net.to(distributed.device()).freeze(dtype), cfg, protocol_for_testing(cfg), dtype)
 
 
@@ -170,7 +170,10 @@ def report(matrix: torch.Tensor, names: list[str], cfg: Config, images: int) -> 
         # teacher from student.
         "data": cfg.data.model_dump(),
         "ignore_label": cfg.train.ignore_label,
-        "network": {"layers": cfg.train.layers, "teacher_layers": cfg.distill and cfg.distill.teacher_layers},
+        "network": {
+            "layers": cfg.train.architecture,
+            "teacher_layers": cfg.distill and cfg.distill.teacher_architecture,
+        },
     }
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from model.distill.options import AboveZero, NotNegative, Positive, Share
-from util.keys.base import Depth, Precision, Section, UserPath
+from util.keys.base import Backbone, Depth, Precision, Section, UserPath
 from util.keys.distill import Distill, Hint, Schedule
 
 __all__ = ["Config", "Data", "Distill", "Hint", "Schedule", "Test", "Train"]
@@ -20,7 +20,7 @@ LabelSource = int | Annotated[str, Field(pattern=r"^(other|\d{1,3} \d{1,3} \d{1,
 
 class Data(Section):
     data_root: UserPath
-    train_list: UserPath
+    train_list: UserPath | None = None  # empty: only DATA.unlabelled_list, and what a teacher says of it
     val_list: UserPath | None = None  # needed by evaluate, and by DISTILL.check_images
     unlabelled_list: UserPath | None = None
     classes: Annotated[int, Field(ge=1, le=253)]  # of a label's 256 values, three are reserved: model/labels.py
@@ -32,6 +32,13 @@ class Data(Section):
     image_max: Annotated[int, Field(ge=256, le=65535)] | None = None
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [123.675, 116.28, 103.53]
     std: Annotated[list[float], Field(min_length=3, max_length=3)] = [58.395, 57.12, 57.375]
+
+    @property
+    def epoch_list(self) -> tuple[str, str]:
+        """The path of the list that an epoch goes through, and its key."""
+        if self.train_list:
+            return self.train_list, "DATA.train_list"
+        return self.unlabelled_list, "DATA.unlabelled_list"
 
     @model_validator(mode="after")
     def _check(self):
@@ -47,6 +54,7 @@ class Data(Section):
 
 class Train(Section):
     layers: Depth
+    backbone: Backbone | None = None
     stem: Literal["plain", "deep"] = "plain"
     pretrained: UserPath = "imagenet"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -102,7 +110,14 @@ class Train(Section):
             raise ValueError("accumulate must divide unlabelled_per_batch")
         if self.patience and not self.evaluate:
             raise ValueError("patience counts epochs by their val mIoU: set evaluate to True")
+        if self.backbone and self.stem != "plain":
+            raise ValueError(f"stem {self.stem} is of ResNets; leave it out beside backbone {self.backbone}")
         return self
+
+    @property
+    def architecture(self) -> int | str:
+        """timm/NAME, or the ResNet's depth."""
+        return self.backbone or self.layers
 
 
 class Compare(Section):
@@ -149,7 +164,17 @@ class Config(Section):
             raise ValueError(f"DATA.label_map gives {min(wrong)}, neither a class nor TRAIN.ignore_label")
         if self.train.class_weights and len(self.train.class_weights) != self.data.classes:
             raise ValueError(f"TRAIN.class_weights has {len(self.train.class_weights)} numbers, not one a class")
-        if bool(self.data.unlabelled_list) != bool(self.train.unlabelled_per_batch):
+        if not self.data.train_list:
+            if not self.data.unlabelled_list:
+                raise ValueError("DATA.train_list is missing (or, for a teacher alone, DATA.unlabelled_list)")
+            if self.train.unlabelled_per_batch or self.train.evaluate:
+                raise ValueError(
+                    "without DATA.train_list set TRAIN.unlabelled_per_batch to 0 (TRAIN.batch_size counts the images "
+                    "of DATA.unlabelled_list) and TRAIN.evaluate to False"
+                )
+            if self.distill and (self.distill.weights.ce or self.distill.weights.aux_ce):
+                raise ValueError("without DATA.train_list nothing has labels: set DISTILL.weights.ce and aux_ce to 0")
+        elif bool(self.data.unlabelled_list) != bool(self.train.unlabelled_per_batch):
             raise ValueError("DATA.unlabelled_list and TRAIN.unlabelled_per_batch go together: set both or neither")
         if self.distill and self.distill.cache and self.train.manual_seed is None:
             raise ValueError("DISTILL.cache needs a TRAIN.manual_seed: without one every run draws other crops")

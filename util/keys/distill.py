@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from model.distill.options import AboveZero, NotNegative
-from util.keys.base import Depth, Precision, Section, UserPath
+from util.keys.base import Backbone, Depth, Precision, Section, UserPath
 
 Layer = Literal["layer1", "layer2", "layer3", "layer4", "ppm", "feature", "aux_feature", "aux", "logits"]
 Teachers = Annotated[list[UserPath], Field(min_length=1)]
@@ -38,6 +38,7 @@ class Schedule(Section):
 
 class Distill(Section):
     teacher_layers: Depth = 50
+    teacher_backbone: Backbone | None = None
     teacher_path: UserPath | Teachers | None = None  # else that of teacher_config: its TEST.model_path
     teacher_config: UserPath | None = None
     teacher_classes: Classes | list[Classes | None] | None = None
@@ -51,6 +52,11 @@ class Distill(Section):
     weights: Weights = Weights()
     hints: list[Hint] = []
     schedules: dict[str, Schedule] = {}
+
+    @property
+    def teacher_architecture(self) -> int | str:
+        """timm/NAME, or the ResNet's depth."""
+        return self.teacher_backbone or self.teacher_layers
 
     @property
     def teachers(self) -> list[str]:

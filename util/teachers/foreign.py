@@ -42,7 +42,7 @@ class Foreign(nn.Module):
         dtype: torch.dtype,
     ):
         super().__init__()
-        self.net = net.eval().requires_grad_(False)
+        self.net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.classes, self.size, self.bgr, self.read, self.dtype = classes, feed.size, feed.bgr, read, dtype
         mean, std, own_mean, own_std = (
             torch.tensor(values).view(1, 3, 1, 1) for values in (data.mean, data.std, feed.mean, feed.std)

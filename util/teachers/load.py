@@ -81,6 +81,8 @@ def _member(cfg: Config, path: str, mapping: Mapping[str, Sequence[str]] | None)
     groups = names.groups(ours, theirs, mapping, f"the teacher {path}")
     if net is None:
         net = network.load_teacher(_for_one(cfg, path, len(theirs)))
+        if net.cls is None:
+            raise UserError(f"{path} (DISTILL.teacher_path) is a backbone without classes: it teaches alone, unmapped")
     else:
         net.to(distributed.device())
         _probe(net, cfg, path)
@@ -98,7 +100,7 @@ def _for_one(cfg: Config, path: str, classes: int) -> Config:
     return cfg.model_copy(update={"distill": distill, "data": cfg.data.model_copy(update={"classes": classes})})
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _probe(net: nn.Module, cfg: Config, path: str) -> None:
     """One crop through a network of another library: that it takes one is seen before the data is read."""
     crop = (cfg.train.train_h, cfg.train.train_w)

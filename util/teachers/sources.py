@@ -11,6 +11,7 @@ from util.errors import UserError, suggest
 from util.keys import Distill
 
 KINDS = ("torchvision", "hf")
+IMAGENET = "imagenet"  # published weights of DISTILL.teacher_backbone (or teacher_layers), for a teacher of features
 
 
 class Source(NamedTuple):
@@ -54,6 +55,8 @@ def digest(paths: Sequence[str]) -> str | None:
 
 
 def _digest(source: Source) -> str | None:
+    if source.name == IMAGENET:
+        return _of_text(IMAGENET)
     if source.file:
         if not checkpoint.exists(source.file):
             return None

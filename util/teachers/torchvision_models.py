@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from util import checkpoint
+from model.fold import fold_batchnorm
+from util import checkpoint, pretrained
 from util.errors import UserError, suggest
 from util.keys import Data
 from util.teachers.foreign import Foreign, Input, Sampler, shorter_side
@@ -30,12 +31,16 @@ def load(name: str, file: str | None, data: Data, dtype: torch.dtype) -> tuple[F
         raise UserError(f"DISTILL.teacher_path: torchvision has no segmentation network {name}; {suggest(name, known)}")
     weights = models.get_model_weights(name).DEFAULT
     names, transforms = list(weights.meta["categories"]), weights.transforms()
-    state = checkpoint.tensors(checkpoint.read(file), file) if file else _download(weights)
+    if file:
+        state = checkpoint.tensors(checkpoint.read(file), file)
+    else:
+        state = pretrained.download(weights, f"torchvision's weights of {name}", f"name it: torchvision:{name}@FILE")
     state = {key: value for key, value in state.items() if not key.startswith("aux_classifier.")}
     net = models.get_model(name, weights=None, weights_backbone=None, num_classes=len(names), aux_loss=None)
     where = file or f"torchvision's file of {name}"
     checkpoint.check_match(state, net.state_dict(), where, f"torchvision's {name} of {len(names)} classes")
     net.load_state_dict(state)
+    fold_batchnorm(net.eval())
     mean, std = ([255 * value for value in values] for values in (transforms.mean, transforms.std))
     feed = Input(mean, std, shorter_side(transforms.resize_size[0]))
     return Foreign(_Scores(net), len(names), feed, _sampled, data, dtype), names
@@ -43,13 +48,3 @@ def load(name: str, file: str | None, data: Data, dtype: torch.dtype) -> tuple[F
 
 def _sampled(scores: Tensor, sampler: Sampler) -> Tensor:
     return sampler(scores)
-
-
-def _download(weights: models.WeightsEnum) -> dict[str, Tensor]:
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"torchvision's weights could not be downloaded ({str(error).splitlines()[0]}); fetch {weights.url} "
-            f"elsewhere and place it in {torch.hub.get_dir()}/checkpoints, or name a file: torchvision:NAME@FILE"
-        ) from None

@@ -83,11 +83,12 @@ class HintLosses:
 
 
 def with_hints(
-    hints: Sequence[Hint], student: PSPNet, teacher: PSPNet | Mapped | Averaged
+    hints: Sequence[Hint], student: PSPNet, teacher: PSPNet | Mapped | Averaged, labelled: bool = True
 ) -> tuple[PSPNet | StudentWithAdapters, HintLosses]:
     """-> the student, with the adapters that the hints need, and the hints' losses.
 
-    Raises UserError for an unknown loss or option, two hints of one name, and a layer that a network does not have.
+    labelled: whether any image has labels. Raises UserError for an unknown loss or option, two hints of one name, a
+    layer that a network does not have, and a loss that needs labels where there are none.
     """
     terms: dict[str, _Term] = {}
     modules, layers = nn.ModuleDict(), {}
@@ -100,6 +101,8 @@ def with_hints(
         if name in terms:
             raise UserError(f"{where} is there twice; one layer takes a loss once")
         loss = LOSSES[hint.loss]
+        if loss.needs_classes and not labelled:
+            raise UserError(f"{where}: {hint.loss} needs labels, and DATA.train_list is empty; choose another loss")
         for layer, channels, role in ((hint.layer, student_channels, "student"), (target, teacher_channels, "teacher")):
             if layer not in channels:
                 raise UserError(f"{where}: the {role} has no {layer}; its layers are {', '.join(channels)}")

@@ -79,12 +79,14 @@ class Recorder:
             if name != "epoch":
                 self.writer.add_scalar(f"epoch/{name}", value, step)  # by steps, as all else, so that a resume can cut
         val = f", val mIoU {line['val_mIoU']:.4f}, gap {line['gap']:.4f}" if "val_mIoU" in line else ""
-        self.log.info(f"epoch {line['epoch']}: loss {line['loss']:.4f}, train mIoU {line['train_mIoU']:.4f}{val}")
+        train = f", train mIoU {line['train_mIoU']:.4f}" if "train_mIoU" in line else ""
+        self.log.info(f"epoch {line['epoch']}: loss {line['loss']:.4f}{train}{val}")
         shares = {name.removeprefix("share_"): value for name, value in line.items() if name.startswith("share_")}
         if len(shares) > 2:  # more than plain training's two terms
             text = ", ".join(f"{name} {100 * value:.0f} %" for name, value in shares.items())
             self.log.info(f"epoch {line['epoch']}: shares of the gradient at the student's shared layer: {text}")
-        self._pictures(step, net)
+        if train:  # without labels the scores are those of chance
+            self._pictures(step, net)
         self.writer.flush()
 
     def labels_seen(self, matrix: torch.Tensor, positions: int) -> None:

@@ -31,7 +31,7 @@ class Teacher:
     def __init__(self, cfg: Config, net: PSPNet | Mapped | Averaged, layers: Iterable[str] = ()):
         self.net, self.forward = net, net
         self.dtype, self.device = output_dtype(net), distributed.device()
-        scores = ["logits"] if net.aux is None else ["logits", "aux"]
+        scores = [name for name in ("logits", "aux") if name in net.channels()]
         self.layers = {*layers} - {"logits", "aux"}
         self.cache = TeacherCache(cfg, net, sorted({*scores, *layers})) if cfg.distill.cache else None
         self.writer = BackgroundWriter()  # not the cache's: that is pickled for workers that are not forked
@@ -73,7 +73,7 @@ class Teacher:
     def check(self, cfg: Config, val: list[Pair]) -> None:
         """Score the teacher on DISTILL.check_images of `val`; warn when naming the most frequent class is better."""
         count = min(cfg.distill.check_images, len(val))
-        if not count:
+        if not count or "logits" not in self.net.channels():
             return
         pairs = [val[i * len(val) // count] for i in range(count)]
         matrix = predict.validate(self.net, pairs, cfg, self.dtype)

@@ -56,7 +56,7 @@ class TeacherCache:
         # The crop's checksum stands for images, augmentation and normalisation's input; this is the rest, and what
         # keeps runs of different crops from overwriting each other's.
         self.description = {
-            "teacher": {"sha256": sources.digest(d.teachers), "layers": d.teacher_layers} | _classes(cfg, teacher),
+            "teacher": _description(cfg, teacher),
             "computed": [str(self.storage_dtype), self.device.type, data.mean, data.std],
             "seed": t.manual_seed,
             "crops": {
@@ -123,7 +123,7 @@ class TeacherCache:
         maps = {name: x.to(self.device, non_blocking=True).view(self.storage_dtype) for name, x in layers.items()}
         if self.storage_dtype == torch.float16:
             maps = {name: x.float() for name, x in maps.items()}
-        return Output(maps.pop("logits"), maps.pop("aux", None), maps)
+        return Output(maps.pop("logits", None), maps.pop("aux", None), maps)
 
     def write(self, cached: CachedOutputs, layers: dict[str, Tensor]) -> None:
         """Write the batch's records. A disk that is full or gone ends the writing, with a warning, not the run."""
@@ -167,11 +167,12 @@ def _digest(data: Data, key: str) -> str | None:
     return None
 
 
-def _classes(cfg: Config, teacher: PSPNet | Mapped | Averaged) -> dict[str, Any]:
-    """How the scores of a teacher of other classes come about, beside its weights."""
-    if isinstance(teacher, PSPNet):
-        return {}
+def _description(cfg: Config, teacher: PSPNet | Mapped | Averaged) -> dict[str, Any]:
+    """Its weights, and how the scores of one of other classes come about."""
     d = cfg.distill
+    own = {"sha256": sources.digest(d.teachers), "layers": d.teacher_architecture}
+    if isinstance(teacher, PSPNet):
+        return own
     precision = str(distributed.precision(d.precision or cfg.train.precision))
-    own = {"classes": d.teacher_classes, "weights": d.teacher_weights, "precision": precision}
+    own |= {"classes": d.teacher_classes, "weights": d.teacher_weights, "precision": precision}
     return own | {"names": read_names(cfg.data)}
