@@ -17,7 +17,7 @@ PYTEST = $(PY) -m pytest -n $(TESTS) --dist loadgroup
 .PHONY: demo test test-all lint faults results clean
 
 demo: .venv/.ready
-	$(PY) tool/pipeline.py --dataset shapes --seed $(SEED)
+	$(PY) tool/pipeline.py --dataset demo --seed $(SEED)
 
 test: lint
 	$(PYTEST) -m "not slow and not gpu"
@@ -48,4 +48,4 @@ results: .venv/.ready
 	touch $@
 
 clean:
-	rm -rf .venv exp/shapes
+	rm -rf .venv exp/demo dataset/demo

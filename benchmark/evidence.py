@@ -7,6 +7,7 @@ would give to these very networks) goes to the JSON beside it.
 """
 
 import functools
+import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark import plan, tables  # noqa: E402
+from benchmark import demo, plan, tables  # noqa: E402
 from benchmark.record import RunRecord  # noqa: E402
 from tool.report import bootstrap  # noqa: E402
 from util import config  # noqa: E402
@@ -148,6 +149,12 @@ def analyse(dataset: str, content: Mapping[str, Any], draws: Draws | None = None
     return found
 
 
+def analyse_demo() -> dict[str, Any]:
+    """The demo's runs, and their summary."""
+    runs = json.loads(demo.RECORD.read_text())["runs"]
+    return {"runs": runs, "summary": summarise(runs)}
+
+
 def main() -> None:
     found = {}
     for dataset in plan.SEEDS:
@@ -155,7 +162,7 @@ def main() -> None:
         record.content = found[dataset] = analyse(dataset, record.content, draws_of(dataset, record.pixels))
         record.write()
     for path in (ROOT / "README.md", ROOT / "benchmark" / "RESULTS.md"):
-        path.write_text(tables.rewrite(path.read_text(), found))
+        path.write_text(tables.rewrite(path.read_text(), found, analyse_demo()))
 
 
 if __name__ == "__main__":
