@@ -1,4 +1,5 @@
-# make demo    generate the shapes dataset, train and test teacher, student and distilled student, write the report
+# make demo    generate small scenes, train and test teacher, student and distilled student, write the report; minutes, and
+#              it says beforehand how many
 # make test    ruff, and pytest without the slow tests and those that need a GPU; two tests at a time (TESTS=8: eight)
 # make test-all  all tests; those that need a GPU are skipped where there is none
 # make results repeats the tables of benchmark/RESULTS.md, hours of training; CAMVID=FOLDER names CamVid's images, JOBS=8 makes so many
