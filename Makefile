@@ -4,6 +4,8 @@
 # make test-all  all tests; those that need a GPU are skipped where there is none
 # make results repeats the tables of benchmark/RESULTS.md, hours of training; CAMVID=FOLDER names CamVid's images, JOBS=8 makes so many
 #              runs at a time. Resumes.
+# make gpu     on a machine with a GPU: the tests that need one and the speed table, 8 minutes, to gpu.json; without .venv:
+#              python benchmark/speed/gpu.py
 # make faults  kill a tiny run at 60 random moments, fill its disk: about fourteen minutes
 # All make .venv first, with the versions of constraints.txt.
 
@@ -15,7 +17,7 @@ PY := .venv/bin/python
 # jobs of several processes one after the other
 PYTEST = $(PY) -m pytest -n $(TESTS) --dist loadgroup
 
-.PHONY: demo test test-all lint faults results clean
+.PHONY: demo test test-all lint faults gpu results clean
 
 demo: .venv/.ready
 	$(PY) tool/pipeline.py --dataset demo --seed $(SEED)
@@ -33,6 +35,9 @@ lint: .venv/.test
 faults: .venv/.test
 	$(PY) -m pytest -s tests/faults.py
 
+gpu: .venv/.test
+	$(PY) benchmark/speed/gpu.py
+
 results: .venv/.ready
 	$(PY) benchmark/results.py shapes --jobs $(JOBS)
 	$(PY) benchmark/results.py camvid --jobs $(JOBS) $(if $(CAMVID),--data-root $(CAMVID))
@@ -44,8 +49,9 @@ results: .venv/.ready
 	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 	touch $@
 
-.venv/.test: .venv/.ready requirements-export.txt
-	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-export.txt pytest pytest-xdist hypothesis ruff -c constraints.txt
+.venv/.test: .venv/.ready requirements-export.txt requirements-teachers.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-export.txt -r requirements-teachers.txt \
+		pytest pytest-xdist hypothesis ruff -c constraints.txt
 	touch $@
 
 clean:

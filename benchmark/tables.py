@@ -7,14 +7,14 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark import plan  # noqa: E402
+from benchmark import animals, plan  # noqa: E402
 
 NAMES = {
     "student": "student alone",
@@ -23,10 +23,15 @@ NAMES = {
     "default": "distilled, default",
     "original": "distilled, the original's losses",
     **{name: f"distilled, `{name}`" for name in (*plan.METHODS, *plan.CAMVID) if name not in ("default", "original")},
+    **{name: f"distilled, `{name}`" for name in animals.RECIPES if name != "default"},
+    "student_equal_time": "student alone, time of a compiled GPU",
+    "student_double": "student alone, twice the epochs",
 }
 MAIN = ("teacher", "student", plan.FLOAT32, *plan.METHODS, *plan.CAMVID)
 EQUAL_TIME = ("student", plan.EQUAL_TIME, "default", "kl + 3 aux_mse", "cwd")
-HEADLINE = ("teacher", "student", plan.EQUAL_TIME, "default", "cwd")
+HEADLINE = ("teacher", "student", plan.EQUAL_TIME, "student_double", "default", "cwd")
+ALONE = ("student", "student_equal_time", "student_double")  # of animals
+NOT_RUN = "Not run yet."
 H100 = ROOT / "benchmark/results/step-h100.json"
 
 
@@ -108,10 +113,50 @@ def demo(content: Mapping[str, Any]) -> str:
     return table(head, [*rows, ["mean", *means]])
 
 
+def of_animals(content: Mapping[str, Any]) -> dict[str, str]:
+    """The tables of animals by their names; content: with the record of tuning under `tuned`."""
+    summary, rows = content["summary"], content["summary contrasts"]
+    questions = [method for method in summary if method.startswith("kl, ")]
+    against_kl = [row for row in rows if row["method"] in questions]
+    made = {
+        "main": f"{weights_of(content['runs'])}\n\n{scores(summary, ['teacher', *ALONE, *animals.RECIPES])}",
+        "contrasts": contrasts(row for row in rows if row not in against_kl),
+        "equal time": scores(summary, [*ALONE, *animals.RECIPES]),
+        "kl": f"{scores(summary, ['kl', animals.OTHER_TEACHER, *questions])}\n\n{contrasts(against_kl)}",
+    }
+    made = {name: text if content["runs"] else NOT_RUN for name, text in made.items()}
+    made["rates"] = rates(content["tuned"]) if content["tuned"]["runs"] else NOT_RUN
+    return {f"animals {name}": text for name, text in made.items()}
+
+
+def weights_of(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence that says which weights the backbones of `runs` began with."""
+    found = {run["config"]["settings"].get("TRAIN.pretrained", "torchvision's ImageNet weights") for run in runs}
+    return f"The backbones began with {' and with '.join(sorted(found))}."
+
+
+def rates(tuned: Mapping[str, Any]) -> str:
+    """mIoU of each method's tuning runs over learning rates, and which of its runs was taken."""
+    score = animals.scores_of(tuned)
+    rows = []
+    for method in ("teacher", *animals.METHODS):
+        cells = [_points(score.get(animals.rate_name(method, *rate))) for rate in animals.RATES]
+        taken = animals.choice(method, score)
+        if taken:
+            rate = animals.chosen(method, score)["TRAIN.base_lr"]
+            end = ", base_lr at the grid's end" if rate in (animals.BASE_LRS[0], animals.BASE_LRS[-1]) else ""
+            cells += [taken.removeprefix(f"{method}, ") + end, _points(score[taken])]
+        else:
+            cells += ["", ""]
+        rows.append([f"`{method}`", *cells])
+    names = [animals.rate_name("", *rate).removeprefix(", ") for rate in animals.RATES]
+    return table(["base_lr x head_lr_factor", *names, "taken", "its mIoU"], rows)
+
+
 def headline(found: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for dataset, content in found.items():
-        for method, row in ((method, content["summary"][method]) for method in HEADLINE):
+        for method, row in ((m, content["summary"][m]) for m in HEADLINE if m in content["summary"]):
             gain = f"{_points(row['gain'])} ({_interval(row['interval'])})" if "gain" in row else ""
             rows.append([dataset, NAMES.get(method, method), str(row["epochs"]), _points(row["mean"]), gain])
     return table(["", "", "epochs", "mIoU", "gain over the student alone (95 % interval)"], rows)
@@ -121,6 +166,9 @@ def rewrite(text: str, found: Mapping[str, Mapping[str, Any]], of_demo: Mapping[
     """`text` with each table made anew between `<!-- DATASET NAME -->` and `<!-- end -->`."""
     made = {"headline": headline(found), "demo": demo(of_demo)}
     for dataset, content in found.items():
+        if dataset == "animals":
+            made |= of_animals(content)
+            continue
         made[f"{dataset} main"] = scores(content["summary"], MAIN)
         made[f"{dataset} contrasts"] = contrasts(content["summary contrasts"])
         made[f"{dataset} equal time"] = equal_time(content)
@@ -138,8 +186,8 @@ def speed(title: str, found: Mapping[str, Any]) -> str:
     """The table of what a speed benchmark found, with the machine and the arguments."""
     groups = {"": found["results"]} if "ways" in found["results"] else found["results"]
     rows = [(group, way, row) for group, ways in groups.items() for way, row in ways["ways"].items()]
-    keys = list(rows[0][2])
-    cells = [[group, way, *(f"{row[key]:.4g}" for key in keys)] for group, way, row in rows]
+    keys = list(dict.fromkeys(key for *_, row in rows for key in row))
+    cells = [[group, way, *(f"{row[key]:.4g}" if key in row else "" for key in keys)] for group, way, row in rows]
     notes = (" ".join(f"{k}={v}" for k, v in found[part].items()) for part in ("machine", "arguments"))
     return "\n\n".join([f"### {title}", *notes, table(["", "", *keys], cells)]) + "\n"
 

@@ -50,6 +50,8 @@ class PPM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = [F.interpolate(f(x), x.shape[2:], mode="bilinear", align_corners=True) for f in self.features]
+        if x.is_contiguous(memory_format=torch.channels_last):  # one bin alone has lost it, and all would with it
+            pooled = [y.contiguous(memory_format=torch.channels_last) for y in pooled]
         return torch.cat([x, *pooled], 1)
 
 
@@ -69,6 +71,8 @@ class PSPNet(nn.Module):
     layers: ResNet depth; stem: plain (7x7) or deep (three 3x3); aux: whether to have the auxiliary head on
     layer3 (testing does without).
     """
+
+    known = None  # as a teacher, it has the student's classes (model/distill/classes.py)
 
     def __init__(self, layers: int, classes: int, stem: str = "plain", dropout: float = 0.1, aux: bool = True):
         super().__init__()

@@ -1,6 +1,7 @@
 """A tiny dataset, its config, and ways to run the project's scripts on it."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from util import config
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL = dict(RESNETS)
-GPU = torch.cuda.is_available()
+GPU, VISIBLE = torch.cuda.is_available(), os.environ.get("CUDA_VISIBLE_DEVICES")
+PATHS = [path for path in [os.environ.get("PYTHONPATH")] if path]
 torch.set_num_threads(1)  # the networks' inputs are tiny: threads would spend their time waiting for each other
 CLASSES, VOID = 4, 255
 
@@ -62,7 +64,7 @@ def small_world():
     with pytest.MonkeyPatch.context() as patch:
         for depth, spec in FULL.items():
             patch.setitem(RESNETS, depth, narrow(spec))
-        patch.setenv("PYTHONPATH", str(ROOT / "tests" / "narrow"))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests" / "narrow"), *PATHS]))
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(torch.cuda, "is_available", lambda: False)
@@ -75,11 +77,14 @@ def marked(request, monkeypatch, small_world):
     if request.node.get_closest_marker("full_width"):
         for depth, spec in FULL.items():
             monkeypatch.setitem(RESNETS, depth, spec)
-        monkeypatch.delenv("PYTHONPATH")
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(PATHS))
     if request.node.get_closest_marker("gpu"):
         if not GPU:
             pytest.skip("needs a GPU")
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        if VISIBLE is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", VISIBLE)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 

@@ -2,16 +2,22 @@
 
 import json
 import os
+import subprocess
 import sys
+import time
+from argparse import Namespace
 
 import pytest
+from conftest import python
 
-from benchmark import losses, measure, step, step_variants, tables, testing
+from benchmark import tables
+from benchmark.speed import gpu, loading, losses, measure, step, step_variants, testing
 from tool import pipeline
 
 TINY = {
     step: "--crop 33 --classes 3 --repeats 1 --kinds student --ways plain",
     losses: "--crop 33 --classes 3 --repeats 1 --recipes mgd",
+    loading: "--crop 33 --batch 2 --repeats 1 --images 8 --batches 2 --workers 0,1 --kind student",
     testing: "--images 1 --height 40 --width 60 --crop 33 --base-size 60 --repeats 1 --workers 0",
 }
 
@@ -31,8 +37,73 @@ def test_benchmark(benchmark, tmp_path, monkeypatch):
     assert text.count("\n|") >= 4 and "nan" not in text
 
 
+@pytest.mark.slow
+def test_the_gpus_command_passes_through_all_parts_on_a_cpu(tmp_path):
+    result = python("benchmark/speed/gpu.py", "--dry-run", "--minutes", "60", "--json", tmp_path / "gpu.json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    parts = found["results"]
+    assert found["machine"]["torch"] and list(parts) == list(gpu.SHARES)
+    assert all(part["ended"].startswith("after") for part in parts.values()), result.stdout
+    assert len(parts["tests"]["tests"]) > 10 and set(parts["tests"]["tests"].values()) == {"skipped"}
+    assert parts["loading"]["ways"]["1 workers"]["images_a_second"] > 0
+    for kind, ways in gpu.WAYS.items():
+        streams = {way for way in ways.split() if "stream" in way}  # a CPU has none
+        assert parts[kind]["failed"].keys() == streams and not parts[kind]["left_out"]
+        assert parts[kind]["ways"].keys() == {"ours", *ways.split()} - streams
+    assert "| distillation | compile |" in result.stdout
+
+
+def test_without_a_gpu_or_a_package_the_gpus_command_says_so(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit) as end:
+        gpu.main()
+    assert end.value.code == 2 and "error: PyTorch sees no GPU here" in capfd.readouterr().err
+    result = subprocess.run([sys.executable, "-S", gpu.__file__], capture_output=True, text=True)  # no site-packages
+    assert result.returncode == 2 and result.stderr.startswith("error: not installed: cv2, numpy")
+
+
+def test_a_part_that_does_not_end_is_stopped_and_what_it_measured_stays(tmp_path):
+    path = tmp_path / "student.json"
+    code = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(sys.argv[2]); time.sleep(99)"
+    content = json.dumps({"ways": {"ours": {"seconds": 1.0}}})
+    began = time.monotonic()
+    found = gpu.run_part([sys.executable, "-c", code, str(path), content], 3, path)
+    assert time.monotonic() - began < 30 and found["ended"].startswith("stopped after") and "ours" in found["ways"]
+    found = gpu.run_part([sys.executable, "-c", "raise SystemExit('no such card')"], 30, tmp_path / "other.json")
+    assert found == {"ways": {}, "ended": "status 1: no such card"}
+
+
+def test_tests_outcomes_are_read_from_the_log(tmp_path):
+    log = """tests/test_gpu.py::test_a[cuda] PASSED [ 50%]
+tests/test_gpu.py::test_b[cuda-compile] FAILED [100%]
+FAILED tests/test_gpu.py::test_b[cuda-compile] - AssertionError: assert 1 == 2
+"""
+    found = gpu.run_part([sys.executable, "-c", f"print({log!r}); raise SystemExit(1)"], 30, tmp_path / "tests.json")
+    assert found["tests"] == {"test_a[cuda]": "passed", "test_b[cuda-compile]": "failed AssertionError: assert 1 == 2"}
+
+
+def test_a_way_that_fails_or_has_no_time_is_no_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(step_variants, "plain_step", lambda kind, options: lambda: None)
+    monkeypatch.setattr(measure, "convolution_throughput", lambda dtype: (lambda: None, 1.0))
+
+    def make(name, kind, options, folder):
+        if name == "compile":
+            raise RuntimeError("no compiler")
+        return lambda: time.sleep(0.5 if "+" in name else 0.01)
+
+    monkeypatch.setattr(step_variants, "make", make)
+    options = Namespace(**gpu.DRY, seconds=3.5, json=tmp_path / "found.json")
+    gpu.compare("student", options, tmp_path)
+    found = json.loads(options.json.read_text())
+    assert found["failed"] == {"compile": "RuntimeError('no compiler')"}
+    assert list(found["ways"]) == ["ours", "compile+compiled-loss"]
+    assert found["ways"]["compile+compiled-loss"]["ratio"] > 5
+    assert ["compile", "compile+compiled-loss", *found["left_out"]] == gpu.WAYS["student"].split()
+
+
 def test_an_unknown_way_is_named(tmp_path):
-    with pytest.raises(step_variants.UserError, match="no way fp16; take one of plain, ours"):
+    with pytest.raises(step_variants.UserError, match="no way fp16; take some of ours, plain"):
         step_variants.make("fp16", "student", None, tmp_path)
 
 

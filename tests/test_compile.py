@@ -39,12 +39,12 @@ def test_compiled_training_is_the_same(tiny, command, script, backend, tmp_path)
     """By Dynamo's tracing alone: generating code for a whole network takes longer than all other tests.
 
     One graph of student and teacher each, for all epochs: validation between them, of images of three sizes, neither
-    compiles anything nor makes the next epoch compile again.
+    compiles anything nor makes the next epoch compile again, and the eight images' last batch of two is left out.
     """
     graphs, found = backend(), []
     for compiled in (False, True):
         folder = tmp_path / str(compiled)
-        result = script("train_50_18.py", *command(folder, "TRAIN.compile", str(compiled)))
+        result = script("train_50_18.py", *command(folder, "TRAIN.compile", str(compiled), "TRAIN.batch_size", "3"))
         assert result.status == 0, result.err
         found.append(losses(folder))
         assert len(graphs) == 2 * compiled

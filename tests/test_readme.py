@@ -38,7 +38,7 @@ def test_your_own_dataset(tmp_path):
     assert (tmp_path / "exp/roads/pspnet18/model/train_epoch_1.pth").is_file()
 
 
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[bdmtu]*/README.md")), ROOT / "model" / "distill" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[bdmtu]*/README.md")), *sorted(ROOT.glob("model/distill/*.md"))]
 FOLDERS = "model|util|tool|config|figure|benchmark|tests|dataset"
 
 

@@ -16,6 +16,7 @@ from util import checkpoint, distributed
 from util.config import Config, defaults
 from util.data.lists import read_text
 from util.errors import UserError
+from util.teachers import sources
 
 # Keys that do not change what is learned. The training lists may move: their content is compared.
 MAY_CHANGE_ON_RESUME = {
@@ -115,7 +116,8 @@ class Progress:
 def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        nested = isinstance(value, dict) and key != "teacher_classes"  # which is compared as a whole
+        flat |= _flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat
 
 
@@ -135,11 +137,11 @@ def _settings(cfg: Config) -> dict[str, Any]:
     flat["TRAIN.precision"] = _precision(cfg.train.precision)
     if cfg.distill:
         flat["DISTILL.precision"] = _precision(cfg.distill.precision or cfg.train.precision)
-        if cfg.distill.cache and flat["DISTILL.precision"] != "bfloat16":
+        rounded = flat["DISTILL.precision"] != "bfloat16" or not sources.is_one_checkpoint(cfg.distill)
+        if cfg.distill.cache and rounded:
             flat["float16 by DISTILL.cache"] = True
-        if checkpoint.exists(cfg.distill.teacher_path):
-            with Path(cfg.distill.teacher_path).open("rb") as file:
-                flat["content of DISTILL.teacher_path"] = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+        if digest := sources.digest(cfg.distill.teachers):
+            flat["content of DISTILL.teacher_path"] = digest[:12]
     return flat
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from model.distill.classes import Averaged, Mapped, output_dtype
 from model.pspnet import Output, PSPNet
 from util import distributed
 from util.config import Config
@@ -27,9 +28,9 @@ class Teacher:
     473 would keep a gigabyte alive during the student's step.
     """
 
-    def __init__(self, cfg: Config, net: PSPNet, layers: Iterable[str] = ()):
+    def __init__(self, cfg: Config, net: PSPNet | Mapped | Averaged, layers: Iterable[str] = ()):
         self.net, self.forward = net, net
-        self.dtype, self.device = next(net.parameters()).dtype, distributed.device()
+        self.dtype, self.device = output_dtype(net), distributed.device()
         scores = ["logits"] if net.aux is None else ["logits", "aux"]
         self.layers = {*layers} - {"logits", "aux"}
         self.cache = TeacherCache(cfg, net, sorted({*scores, *layers})) if cfg.distill.cache else None

@@ -14,18 +14,21 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.distill.classes import Averaged, Mapped, output_dtype
 from model.pspnet import LAYER_ZOOM_FACTOR, Output, PSPNet
 from util import distributed, files
 from util.config import Config, Data
 from util.data.batch import CachedOutputs, Key
-from util.data.lists import read_text
+from util.data.lists import read_names, read_text
 from util.errors import UserError
+from util.teachers import sources
 
 HEAD = struct.Struct("<II")  # checksums of the crop and of the map
 GB = 1e9
@@ -40,22 +43,20 @@ class TeacherCache:
     float16, for the run that writes, too, so that it learns the same as those that read.
     """
 
-    def __init__(self, cfg: Config, teacher: PSPNet, layers: Sequence[str]):
+    def __init__(self, cfg: Config, teacher: PSPNet | Mapped | Averaged, layers: Sequence[str]):
         t, d, data = cfg.train, cfg.distill, cfg.data
         self.device = distributed.device()
-        bfloat16 = next(teacher.parameters()).dtype == torch.bfloat16
+        bfloat16 = output_dtype(teacher) == torch.bfloat16
         self.storage_dtype = torch.bfloat16 if bfloat16 else torch.float16
         channels = teacher.channels()
         self.shapes = {
             name: (channels[name], *((side - 1) * LAYER_ZOOM_FACTOR[name] // 8 + 1 for side in (t.train_h, t.train_w)))
             for name in layers
         }
-        with Path(d.teacher_path).open("rb") as file:
-            weights = hashlib.file_digest(file, "sha256").hexdigest()
         # The crop's checksum stands for images, augmentation and normalisation's input; this is the rest, and what
         # keeps runs of different crops from overwriting each other's.
         self.description = {
-            "teacher": {"sha256": weights, "layers": d.teacher_layers},
+            "teacher": {"sha256": sources.digest(d.teachers), "layers": d.teacher_layers} | _classes(cfg, teacher),
             "computed": [str(self.storage_dtype), self.device.type, data.mean, data.std],
             "seed": t.manual_seed,
             "crops": {
@@ -164,3 +165,13 @@ def _digest(data: Data, key: str) -> str | None:
     if path := getattr(data, key):
         return hashlib.sha256("\n".join(read_text(path, f"DATA.{key}")).encode()).hexdigest()[:16]
     return None
+
+
+def _classes(cfg: Config, teacher: PSPNet | Mapped | Averaged) -> dict[str, Any]:
+    """How the scores of a teacher of other classes come about, beside its weights."""
+    if isinstance(teacher, PSPNet):
+        return {}
+    d = cfg.distill
+    precision = str(distributed.precision(d.precision or cfg.train.precision))
+    own = {"classes": d.teacher_classes, "weights": d.teacher_weights, "precision": precision}
+    return own | {"names": read_names(cfg.data)}

@@ -123,11 +123,16 @@ def parser(description: str, **numbers: int) -> argparse.ArgumentParser:
     return made
 
 
-def report(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Print the table of `results`; write them with machine and arguments to --json, if given."""
+def save(arguments: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
+    """`results` with machine and arguments, also written to --json, if given."""
     given = {k: v for k, v in vars(arguments).items() if k != "json"}
     found = {"machine": machine(), "arguments": given, "results": results}
-    print(tables.speed(Path(sys.argv[0]).stem, found), flush=True)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def report(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Save `results`, and print their table."""
+    print(tables.speed(Path(sys.argv[0]).stem, save(arguments, results)), flush=True)

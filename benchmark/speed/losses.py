@@ -1,7 +1,7 @@
 """What each distillation loss costs: a distillation step with it beside one with plain kl.
 
-    python benchmark/losses.py [--crop 473] [--batch 2] [--classes 21] [--repeats 5] [--json FILE]
-                               [--recipes kl,fitnet,...]
+    python benchmark/speed/losses.py [--crop 473] [--batch 2] [--classes 21] [--repeats 5] [--json FILE]
+                                     [--recipes kl,fitnet,...]
 
 A step for each file of config/camvid/distill, on the networks of train_50_18.py, measured as in
 step.py.
@@ -11,9 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmark import measure, step, step_variants  # noqa: E402
+from benchmark.speed import measure, step, step_variants  # noqa: E402
 from util.run import errors_in_one_line  # noqa: E402
 
 

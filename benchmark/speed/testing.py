@@ -1,7 +1,7 @@
 """Images a second of testing, from JPEG to class map: PSPNet18, sliding windows, flip.
 
-    python benchmark/testing.py [--images 8] [--height 375] [--width 500] [--crop 473]
-                                [--repeats 3] [--workers 1] [--json FILE]
+    python benchmark/speed/testing.py [--images 8] [--height 375] [--width 500] [--crop 473]
+                                      [--repeats 3] [--workers 1] [--json FILE]
 
 test_18.py's own work with TEST.precision auto (ours) and fp32, in alternation. It includes reading
 the checkpoint: take more images on a GPU.
@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmark import measure, step_variants  # noqa: E402
+from benchmark.speed import measure, step_variants  # noqa: E402
 from model.pspnet import PSPNet  # noqa: E402
 from util.evaluate import testing  # noqa: E402
 from util.run import errors_in_one_line  # noqa: E402

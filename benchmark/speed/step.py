@@ -1,12 +1,13 @@
 """Seconds and memory of a step of teacher, student and distillation, beside plainer ways.
 
-    python benchmark/step.py [--crop 473] [--batch 2] [--classes 21] [--repeats 5] [--json FILE]
-                             [--ways fp32,plain,compile] [--kinds teacher,student,distillation]
+    python benchmark/speed/step.py [--crop 473] [--batch 2] [--classes 21] [--repeats 5] [--json FILE]
+                                   [--ways fp32,plain,compile] [--kinds teacher,student,distillation]
 
 - ours: what the script runs, in the config's precision (auto); distillation by kl and aux_mse
 - fp32: the same with TRAIN.precision fp32
 - plain: PyTorch as one would write it first: float32, contiguous, cross entropy at full size
-- compile: ours with TRAIN.compile, after a minute or two of compiling
+- tf32: the same, convolutions rounded to TF32 (GPUs)
+- compile, and the other CHANGES of step_variants.py, joined by +: ours with TRAIN.compile, ...
 
 The ways alternate in one process (A B A B); medians and ratios are printed. The share is of the
 throughput of a 3x3 convolution of 256 channels in the same precision, timed after each step; it
@@ -22,9 +23,9 @@ from pathlib import Path
 
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmark import measure, step_variants  # noqa: E402
+from benchmark.speed import measure, step_variants  # noqa: E402
 from util import distributed  # noqa: E402
 from util.run import errors_in_one_line  # noqa: E402
 

@@ -3,30 +3,19 @@
 Sections and keys are those of the semseg family.
 """
 
-import os
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from model.distill.options import AboveZero, NotNegative, Positive, Share
+from util.keys.base import Depth, Precision, Section, UserPath
+from util.keys.distill import Distill, Hint, Schedule
+
+__all__ = ["Config", "Data", "Distill", "Hint", "Schedule", "Test", "Train"]
 
 Size = Annotated[int, Field(ge=9, le=32766)]  # pixels a side; OpenCV's warps end at 32767
 Scale = Annotated[float, Field(ge=0.01, le=100)]
-Depth = Literal[18, 34, 50, 101, 152]
-Precision = Literal["auto", "fp32", "tf32", "bf16"]
-Layer = Literal["layer1", "layer2", "layer3", "layer4", "ppm", "feature", "aux_feature", "aux", "logits"]
-
-
 LabelSource = int | Annotated[str, Field(pattern=r"^(other|\d{1,3} \d{1,3} \d{1,3})$")]  # value, or colour
-
-
-class Section(BaseModel):
-    """Unknown keys fail, values keep their type (no "21" for 21), nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Data(Section):
@@ -114,45 +103,6 @@ class Train(Section):
         if self.patience and not self.evaluate:
             raise ValueError("patience counts epochs by their val mIoU: set evaluate to True")
         return self
-
-
-class Weights(Section):
-    ce: NotNegative = 1.0
-    kl: NotNegative = 1.0
-    aux_mse: NotNegative = 1.0
-    aux_ce: NotNegative = 0.4
-
-
-class Hint(Section):
-    """A loss's own options (temperature, patch ...) may stand beside these; util/train/hints.py checks them."""
-
-    model_config = ConfigDict(extra="allow")
-    layer: Layer
-    teacher_layer: Layer | None = None
-    loss: str
-    weight: NotNegative | None = None
-    standardise: bool = False
-
-
-class Schedule(Section):
-    shape: Literal["constant", "linear", "cosine"]
-    start: NotNegative = Field(alias="from", default=0.0)
-    until: AboveZero | None = None
-
-
-class Distill(Section):
-    teacher_layers: Depth = 50
-    teacher_path: UserPath | None = None  # else that of teacher_config: its TEST.model_path
-    teacher_config: UserPath | None = None
-    precision: Precision | None = None
-    check_images: Annotated[int, Field(ge=0)] = 4
-    cache: UserPath | None = None
-    mask: Literal["labelled", "unpadded"] = "labelled"
-    temperature: AboveZero = 2.0
-    standardise: bool = False
-    weights: Weights = Weights()
-    hints: list[Hint] = []
-    schedules: dict[str, Schedule] = {}
 
 
 class Compare(Section):
