@@ -13,8 +13,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark import measure  # noqa: E402
 from benchmark.record import Settings, settings_of, without_defaults  # noqa: E402
+from benchmark.speed import measure  # noqa: E402
 from tool import pipeline  # noqa: E402
 from util import files  # noqa: E402
 
