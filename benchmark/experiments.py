@@ -74,7 +74,7 @@ class Experiments:
         if self.dataset != "shapes":
             return
         data = self.out / f"seed_{task.seed}" / "data"
-        pipeline.prepare_shapes(data, task.seed)
+        pipeline.prepare(self.dataset, data, task.seed)
         if task.labels:
             lines = (data / "list/train.txt").read_text().splitlines()
             files.replace_text(data / f"list/train{task.labels}.txt", "\n".join(lines[: task.labels]) + "\n")

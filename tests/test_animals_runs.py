@@ -77,7 +77,7 @@ def tiny_plan(monkeypatch, tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps({"failed": [], "runs": []}))
     calls = []
 
-    def call(script, *arguments):
+    def call(script, *arguments, watch):
         calls.append((script, *arguments))
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         runpy.run_path(str(ROOT / script), run_name="__main__")
