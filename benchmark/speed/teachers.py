@@ -90,11 +90,11 @@ def main() -> None:
     with errors_in_one_line(), tempfile.TemporaryDirectory() as place:
         folder = Path(place)
 
-        def step(name: str) -> measure.Work:
+        def step(name: str) -> step_variants.Step:
             keys = {"DISTILL.weights.aux_mse": 0}
             if name != "pspnet50":
                 keys["DISTILL.teacher_path"] = TEACHERS[name](name, folder)
-            return step_variants.script_step("distillation", options, folder, keys)
+            return step_variants.Step("distillation", options, folder, keys)
 
         if options.only:
             work = step(options.only)
