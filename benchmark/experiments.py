@@ -1,5 +1,6 @@
 """From a task of the plan to a run: its config, its folder, and what is recorded of it."""
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,20 @@ class Experiments:
         if self.dataset != "shapes":
             return
         data = self.out / f"seed_{task.seed}" / "data"
-        pipeline.prepare_shapes(data, task.seed)
+        pipeline.prepare(self.dataset, data, task.seed)
         if task.labels:
             lines = (data / "list/train.txt").read_text().splitlines()
             files.replace_text(data / f"list/train{task.labels}.txt", "\n".join(lines[: task.labels]) + "\n")
             images = [line.split()[0] for line in lines[task.labels :]]
             files.replace_text(data / f"list/unlabelled{task.labels}.txt", "\n".join(images) + "\n")
+
+    def teacher_file(self, task: Task) -> dict[str, str]:
+        """A digest of the checkpoint that taught `task`: one trained anew, on another machine, is another teacher."""
+        cfg = self.run(task).load()
+        if not cfg.distill or not Path(cfg.distill.teacher_path).is_file():
+            return {}
+        with Path(cfg.distill.teacher_path).open("rb") as file:
+            return {"teacher_file": hashlib.file_digest(file, "sha256").hexdigest()[:12]}
 
     def entry(self, task: Task) -> tuple[dict[str, Any], np.ndarray]:
         """What is recorded of a run that has been tested."""
@@ -90,7 +99,7 @@ class Experiments:
             **{name: tested.metrics[name] for name in ("mIoU", "mAcc", "allAcc")},
             "epochs": task.epochs,
             "machine": measure.machine()["device"],
-            "beside": {"student": task.student, "teacher": task.teacher},
+            "beside": {"student": task.student, "teacher": task.teacher, **self.teacher_file(task)},
             "config": {
                 "file": pipeline.config_file(self.dataset, task.run),
                 "overrides": dict(task.overrides),

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,13 +96,31 @@ def ablations(content: Mapping[str, Any]) -> str:
     return scores(content["ablations"], ["teacher", "student", "default", *others])
 
 
+def demo(content: Mapping[str, Any]) -> str:
+    """Of the demo, a line a seed, and their means."""
+    methods, summary = ("teacher", "student", "default"), content["summary"]
+    score = {(run["method"], run["seed"]): run["mIoU"] for run in content["runs"]}
+    rows = [
+        [str(seed), *(_points(score[method, seed]) for method in methods),
+         _points(score["default", seed] - score["student", seed])]
+        for seed in sorted({seed for _, seed in score})
+    ]  # fmt: skip
+    gain = summary["default"]
+    means = [
+        *(_points(summary[method]["mean"]) for method in methods),
+        f"{_points(gain['gain'])} ({_interval(gain['interval'])})",
+    ]
+    head = ["seed", *(NAMES.get(method, method) for method in methods), "gain over the student alone (95 % interval)"]
+    return table(head, [*rows, ["mean", *means]])
+
+
 def of_animals(content: Mapping[str, Any]) -> dict[str, str]:
     """The tables of animals by their names; content: with the record of tuning under `tuned`."""
     summary, rows = content["summary"], content["summary contrasts"]
     questions = [method for method in summary if method.startswith("kl, ")]
     against_kl = [row for row in rows if row["method"] in questions]
     made = {
-        "main": f"{weights_of(content['runs'])}\n\n{scores(summary, ['teacher', *ALONE, *animals.RECIPES])}",
+        "main": f"{notes_of(content['runs'])}\n\n{scores(summary, ['teacher', *ALONE, *animals.RECIPES])}",
         "contrasts": contrasts(row for row in rows if row not in against_kl),
         "equal time": scores(summary, [*ALONE, *animals.RECIPES]),
         "kl": f"{scores(summary, ['kl', animals.OTHER_TEACHER, *questions])}\n\n{contrasts(against_kl)}",
@@ -111,10 +130,16 @@ def of_animals(content: Mapping[str, Any]) -> dict[str, str]:
     return {f"animals {name}": text for name, text in made.items()}
 
 
-def weights_of(runs: Sequence[Mapping[str, Any]]) -> str:
-    """A sentence that says which weights the backbones of `runs` began with."""
+def notes_of(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Which weights the backbones of `runs` began with, and whether more than one file taught."""
     found = {run["config"]["settings"].get("TRAIN.pretrained", "torchvision's ImageNet weights") for run in runs}
-    return f"The backbones began with {' and with '.join(sorted(found))}."
+    taught = [run["beside"] for run in runs if run["beside"]["teacher"] == "teacher"]
+    files = Counter(beside["teacher_file"] for beside in taught if "teacher_file" in beside)
+    note = f"The backbones began with {' and with '.join(sorted(found))}."
+    if len(files) > 1:
+        counts = ", ".join(map(str, files.values()))
+        note += f" The teacher was trained {len(files)} times, since its file was gone; students of each: {counts}."
+    return note
 
 
 def rates(tuned: Mapping[str, Any]) -> str:
@@ -144,9 +169,9 @@ def headline(found: Mapping[str, Mapping[str, Any]]) -> str:
     return table(["", "", "epochs", "mIoU", "gain over the student alone (95 % interval)"], rows)
 
 
-def rewrite(text: str, found: Mapping[str, Mapping[str, Any]]) -> str:
+def rewrite(text: str, found: Mapping[str, Mapping[str, Any]], of_demo: Mapping[str, Any]) -> str:
     """`text` with each table made anew between `<!-- DATASET NAME -->` and `<!-- end -->`."""
-    made = {"headline": headline(found)}
+    made = {"headline": headline(found), "demo": demo(of_demo)}
     for dataset, content in found.items():
         if dataset == "animals":
             made |= of_animals(content)

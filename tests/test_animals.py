@@ -170,6 +170,7 @@ def test_a_tuning_run_that_fails_counts_as_0_and_the_rest_goes_on(folder, monkey
     content = perform(code=2)
     assert content["failed"] == ["student, 0.018 x 10"] and len(content["runs"]) == 5
     assert animals.scores_of(content)["student, 0.018 x 10"] == 0
+    assert animals_runs.Records(folder).find("student, 0.018 x 10", 0)  # the next command does not try it again
 
 
 def test_the_tables_of_a_record(folder):
@@ -177,7 +178,7 @@ def test_the_tables_of_a_record(folder):
     experiments = made(folder, score := tuned())
     summary_rows, entries = set(), []
     for task in experiments.tasks:
-        beside = {"student": task.student, "teacher": task.teacher}
+        beside = {"student": task.student, "teacher": task.teacher, "teacher_file": "ab"[task.seed == 12]}
         settings = {"TRAIN.pretrained": "invented weights"}
         entry = {"method": task.method, "seed": task.seed, "mIoU": invented(task.method) + task.seed / 1000}
         entries.append({**entry, "epochs": task.epochs, "beside": beside, "config": {"settings": settings}})
@@ -189,6 +190,7 @@ def test_the_tables_of_a_record(folder):
     everything = "\n".join(text.values())
     for method in summary_rows - {None}:
         assert f"| {tables.NAMES.get(method, method)} |" in everything, method
+    assert "trained 2 times" in text["animals main"]
     assert "invented weights" in text["animals main"] and "kl, T" in text["animals kl"]
     row = next(line for line in text["animals rates"].splitlines() if line.startswith("| `nfd` |"))
     assert f"{100 * score['nfd, 0.006 x 2']:.2f}" in row

@@ -77,7 +77,7 @@ def tiny_plan(monkeypatch, tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps({"failed": [], "runs": []}))
     calls = []
 
-    def call(script, *arguments):
+    def call(script, *arguments, watch):
         calls.append((script, *arguments))
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -111,6 +111,8 @@ def test_tuning_then_final_runs_by_one_command(tiny_plan, tmp_path):
         assert methods[method]["config"]["overrides"] == json.loads(json.dumps(animals.chosen(method, score)))
     assert methods["student_double"]["epochs"] == 2
     assert methods["kl, other teacher"]["beside"]["teacher"] == animals.OTHER_TEACHER
+    of_kl, of_other, of_nfd = (methods[m]["beside"]["teacher_file"] for m in ("kl", "kl, other teacher", "nfd"))
+    assert of_kl == of_nfd != of_other
     assert str(tmp_path) not in json.dumps([tuned, final])  # no paths of this machine
     before = len(tiny_plan)
     results.main(command)

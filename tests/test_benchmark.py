@@ -149,7 +149,7 @@ def test_the_pipeline_gives_each_run_its_keys(tmp_path):
 
 def test_a_finished_run_is_skipped_until_its_settings_or_its_teacher_change(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(pipeline, "call", lambda *command: started.append(command[0]))
+    monkeypatch.setattr(pipeline, "call", lambda *command, watch: started.append(command[0]))
     teacher = tmp_path / "pspnet50/model/train_epoch_75.pth"
     teacher.parent.mkdir(parents=True)
     teacher.write_text("weights")

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, tiny_pspnet
 from pydantic import Field, create_model
 
-from benchmark import evidence, plan, record, results, tables
+from benchmark import demo, evidence, plan, record, results, tables
 from benchmark import experiments as made_by
 from tool import pipeline
 from util import config
@@ -155,7 +155,7 @@ def replaced(monkeypatch):
     """The scripts replaced by a list of those that would have been started."""
     calls, counts = [], np.ones((1, 4, 2, 3, 11), np.int64)
 
-    def call(*command):
+    def call(*command, watch):
         calls.append(command[0])
         model = Path(command[command.index("TRAIN.save_path") + 1])
         (model.parent / "result").mkdir(parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ def test_a_failure_ends_the_rest(tmp_path, recorded, monkeypatch):
     made, begun = experiments("shapes", tmp_path), []
     monkeypatch.setattr(made, "prepare", lambda _: None)
 
-    def fails(*command):
+    def fails(*command, watch):
         begun.append(command)
         raise SystemExit(2)
 
@@ -272,9 +272,10 @@ def published(fresh):
 
 def test_the_published_tables_are_what_was_recorded(analysed):
     """README.md's, RESULTS.md's and the JSON's, from the scores of the runs alone."""
-    for name, count in (("README.md", 1), ("benchmark/RESULTS.md", 16)):
+    for name, count in (("README.md", 1), ("benchmark/RESULTS.md", 17)):
         text = (ROOT / name).read_text()
-        assert tables.rewrite(text, published({dataset: fresh for dataset, (_, fresh) in analysed.items()})) == text
+        found = published({dataset: fresh for dataset, (_, fresh) in analysed.items()})
+        assert tables.rewrite(text, found, evidence.analyse_demo()) == text
         assert text.count("<!-- end -->") == count
     for content, fresh in analysed.values():
         for group in evidence.GROUPS:
@@ -287,13 +288,21 @@ def test_the_tables_notice_a_changed_score(analysed):
     next(e for e in content["runs"] if e["method"] == "cwd")["mIoU"] += 0.01
     changed = published({"shapes": analysed["shapes"][1], "camvid": evidence.analyse("camvid", content)})
     text = (ROOT / "README.md").read_text()
-    assert tables.rewrite(text, changed) != text
+    assert tables.rewrite(text, changed, evidence.analyse_demo()) != text
 
 
 def test_the_intervals_over_images_are_what_was_recorded(analysed):
     kept = record.RunRecord(ROOT / "benchmark" / "results" / "camvid")
     draws = evidence.draws_of("camvid", kept.pixels)
     assert evidence.analyse("camvid", kept.content, draws) == kept.content
+
+
+def test_the_demo_was_recorded_as_it_is():
+    """Six seeds of three networks with the settings of today's config files."""
+    recorded = json.loads(demo.RECORD.read_text())["runs"]
+    assert [(e["seed"], e["method"]) for e in recorded] == [(s, m) for s in demo.SEEDS for m in demo.METHODS]
+    for entry in recorded:
+        assert not record.differences(entry["settings"], demo.settings(entry["seed"])[entry["method"]])
 
 
 @pytest.mark.parametrize("dataset", plan.SEEDS)
