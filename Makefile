@@ -1,4 +1,5 @@
-# make demo    generate the shapes dataset, train and test teacher, student and distilled student, write the report
+# make demo    generate small scenes, train and test teacher, student and distilled student, write the report; minutes, and
+#              it says beforehand how many
 # make test    ruff, and pytest without the slow tests and those that need a GPU; two tests at a time (TESTS=8: eight)
 # make test-all  all tests; those that need a GPU are skipped where there is none
 # make results repeats the tables of benchmark/RESULTS.md, hours of training; CAMVID=FOLDER names CamVid's images, JOBS=8 makes so many
@@ -19,7 +20,7 @@ PYTEST = $(PY) -m pytest -n $(TESTS) --dist loadgroup
 .PHONY: demo test test-all lint faults gpu results clean
 
 demo: .venv/.ready
-	$(PY) tool/pipeline.py --dataset shapes --seed $(SEED)
+	$(PY) tool/pipeline.py --dataset demo --seed $(SEED)
 
 test: lint
 	$(PYTEST) -m "not slow and not gpu"
@@ -48,9 +49,10 @@ results: .venv/.ready
 	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 	touch $@
 
-.venv/.test: .venv/.ready requirements-export.txt
-	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-export.txt pytest pytest-xdist hypothesis ruff -c constraints.txt
+.venv/.test: .venv/.ready requirements-export.txt requirements-teachers.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-export.txt -r requirements-teachers.txt \
+		pytest pytest-xdist hypothesis ruff -c constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv exp/shapes
+	rm -rf .venv exp/demo dataset/demo

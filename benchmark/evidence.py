@@ -7,6 +7,7 @@ would give to these very networks) goes to the JSON beside it.
 """
 
 import functools
+import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark import plan, tables  # noqa: E402
+from benchmark import animals, demo, plan, tables  # noqa: E402
 from benchmark.record import RunRecord  # noqa: E402
 from tool.report import bootstrap  # noqa: E402
 from util import config  # noqa: E402
@@ -48,6 +49,13 @@ GROUPS: dict[str, tuple[Mapping[str, Sequence[int]], Sequence[tuple[str, str]]]]
     "ablations": (plan.ABLATION_SEEDS, AMONG_ABLATIONS),
     "unlabelled": (plan.UNLABELLED_SEEDS, ()),
 }
+OF_ANIMALS = (
+    *((alone, other) for alone in ("student_equal_time", "student_double") for other in animals.RECIPES),
+    *(("default", other) for other in animals.RECIPES if other != "default"),
+    *(("nfd", other) for other in ("kl", "aux_mse", "cwd", "nfd+aux_mse")),
+    *((other, "kl") for other in ("aux_mse", "cwd")),
+    *((method, "kl") for method in animals.QUESTION_NAMES),
+)
 
 Scores = Mapping[tuple[str, int], float]  # by method and seed
 Draws = Callable[[str, int], NDArray[np.float64] | None]
@@ -141,21 +149,34 @@ def _lead(score: Scores, teacher: str, student: str, seed: int) -> float | None:
 def analyse(dataset: str, content: Mapping[str, Any], draws: Draws | None = None) -> dict[str, Any]:
     """The record with each group's rows and contrasts; intervals over images need `draws`."""
     found = dict(content)
-    for name, (seeds, pairs) in GROUPS.items():
+    for name, (seeds, pairs) in groups(dataset).items():
         entries = [entry for entry in content["runs"] if entry["seed"] in seeds[dataset]]
         found[name] = summarise(entries, draws)
         found[f"{name} contrasts"] = contrasts(entries, pairs, draws)
     return found
 
 
+def analyse_demo() -> dict[str, Any]:
+    """The demo's runs, and their summary."""
+    runs = json.loads(demo.RECORD.read_text())["runs"]
+    return {"runs": runs, "summary": summarise(runs)}
+
+
+def groups(dataset: str) -> Mapping[str, tuple[Mapping[str, Sequence[int]], Sequence[tuple[str, str]]]]:
+    """For each group of entries, its seeds by dataset, and the methods to be compared."""
+    return {"summary": ({"animals": animals.SEEDS}, OF_ANIMALS)} if dataset == "animals" else GROUPS
+
+
 def main() -> None:
     found = {}
-    for dataset in plan.SEEDS:
-        record = RunRecord(ROOT / "benchmark" / "results" / dataset)
+    folder = ROOT / "benchmark" / "results"
+    for dataset in (*plan.SEEDS, "animals"):
+        record = RunRecord(folder / dataset)
         record.content = found[dataset] = analyse(dataset, record.content, draws_of(dataset, record.pixels))
         record.write()
+    found["animals"] = {**found["animals"], "tuned": RunRecord(folder / "animals_tuning").content}
     for path in (ROOT / "README.md", ROOT / "benchmark" / "RESULTS.md"):
-        path.write_text(tables.rewrite(path.read_text(), found))
+        path.write_text(tables.rewrite(path.read_text(), found, analyse_demo()))
 
 
 if __name__ == "__main__":

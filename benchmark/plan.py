@@ -55,6 +55,7 @@ class Task(NamedTuple):
     student: str = "student"  # method that the gain is measured from
     teacher: str = "teacher"  # method that teaches a distilled student
     labels: int | None = None  # use the first `labels` lines of the training list only
+    images: str | None = None  # of animals, another training list than all 437 (animals.py)
 
 
 def teacher(dataset: str, seed: int) -> Task:

@@ -96,6 +96,10 @@ class RunRecord:
         self.pixels[f"{entry['method']} {entry['seed']}"] = pixels
         self.write()
 
+    def failed(self, method: str, seed: int) -> bool:
+        """Whether a run that fails is a result; here it ends the rest."""
+        return False
+
     def drop(self, entry: dict[str, Any]) -> None:
         self.content["runs"].remove(entry)
         self.pixels.pop(f"{entry['method']} {entry['seed']}", None)

@@ -7,14 +7,15 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark import plan  # noqa: E402
+from benchmark import animals, plan  # noqa: E402
 
 NAMES = {
     "student": "student alone",
@@ -23,10 +24,15 @@ NAMES = {
     "default": "distilled, default",
     "original": "distilled, the original's losses",
     **{name: f"distilled, `{name}`" for name in (*plan.METHODS, *plan.CAMVID) if name not in ("default", "original")},
+    **{name: f"distilled, `{name}`" for name in animals.RECIPES if name != "default"},
+    "student_equal_time": "student alone, time of a compiled GPU",
+    "student_double": "student alone, twice the epochs",
 }
 MAIN = ("teacher", "student", plan.FLOAT32, *plan.METHODS, *plan.CAMVID)
 EQUAL_TIME = ("student", plan.EQUAL_TIME, "default", "kl + 3 aux_mse", "cwd")
-HEADLINE = ("teacher", "student", plan.EQUAL_TIME, "default", "cwd")
+HEADLINE = ("teacher", "student", plan.EQUAL_TIME, "student_double", "default", "cwd")
+ALONE = ("student", "student_equal_time", "student_double")  # of animals
+NOT_RUN = "Not run yet."
 H100 = ROOT / "benchmark/results/step-h100.json"
 
 
@@ -90,19 +96,86 @@ def ablations(content: Mapping[str, Any]) -> str:
     return scores(content["ablations"], ["teacher", "student", "default", *others])
 
 
+def demo(content: Mapping[str, Any]) -> str:
+    """Of the demo, a line a seed, and their means."""
+    methods, summary = ("teacher", "student", "default"), content["summary"]
+    score = {(run["method"], run["seed"]): run["mIoU"] for run in content["runs"]}
+    rows = [
+        [str(seed), *(_points(score[method, seed]) for method in methods),
+         _points(score["default", seed] - score["student", seed])]
+        for seed in sorted({seed for _, seed in score})
+    ]  # fmt: skip
+    gain = summary["default"]
+    means = [
+        *(_points(summary[method]["mean"]) for method in methods),
+        f"{_points(gain['gain'])} ({_interval(gain['interval'])})",
+    ]
+    head = ["seed", *(NAMES.get(method, method) for method in methods), "gain over the student alone (95 % interval)"]
+    return table(head, [*rows, ["mean", *means]])
+
+
+def of_animals(content: Mapping[str, Any]) -> dict[str, str]:
+    """The tables of animals by their names; content: with the record of tuning under `tuned`."""
+    summary, rows = content["summary"], content["summary contrasts"]
+    questions = [method for method in summary if method.startswith("kl, ")]
+    against_kl = [row for row in rows if row["method"] in questions]
+    made = {
+        "main": f"{notes_of(content['runs'])}\n\n{scores(summary, ['teacher', *ALONE, *animals.RECIPES])}",
+        "contrasts": contrasts(row for row in rows if row not in against_kl),
+        "equal time": scores(summary, [*ALONE, *animals.RECIPES]),
+        "kl": f"{scores(summary, ['kl', animals.OTHER_TEACHER, *questions])}\n\n{contrasts(against_kl)}",
+    }
+    made = {name: text if content["runs"] else NOT_RUN for name, text in made.items()}
+    made["rates"] = rates(content["tuned"]) if content["tuned"]["runs"] else NOT_RUN
+    return {f"animals {name}": text for name, text in made.items()}
+
+
+def notes_of(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Which weights the backbones of `runs` began with, and whether more than one file taught."""
+    found = {run["config"]["settings"].get("TRAIN.pretrained", "torchvision's ImageNet weights") for run in runs}
+    taught = [run["beside"] for run in runs if run["beside"]["teacher"] == "teacher"]
+    files = Counter(beside["teacher_file"] for beside in taught if "teacher_file" in beside)
+    note = f"The backbones began with {' and with '.join(sorted(found))}."
+    if len(files) > 1:
+        counts = ", ".join(map(str, files.values()))
+        note += f" The teacher was trained {len(files)} times, since its file was gone; students of each: {counts}."
+    return note
+
+
+def rates(tuned: Mapping[str, Any]) -> str:
+    """mIoU of each method's tuning runs over learning rates, and which of its runs was taken."""
+    score = animals.scores_of(tuned)
+    rows = []
+    for method in ("teacher", *animals.METHODS):
+        cells = [_points(score.get(animals.rate_name(method, *rate))) for rate in animals.RATES]
+        taken = animals.choice(method, score)
+        if taken:
+            rate = animals.chosen(method, score)["TRAIN.base_lr"]
+            end = ", base_lr at the grid's end" if rate in (animals.BASE_LRS[0], animals.BASE_LRS[-1]) else ""
+            cells += [taken.removeprefix(f"{method}, ") + end, _points(score[taken])]
+        else:
+            cells += ["", ""]
+        rows.append([f"`{method}`", *cells])
+    names = [animals.rate_name("", *rate).removeprefix(", ") for rate in animals.RATES]
+    return table(["base_lr x head_lr_factor", *names, "taken", "its mIoU"], rows)
+
+
 def headline(found: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for dataset, content in found.items():
-        for method, row in ((method, content["summary"][method]) for method in HEADLINE):
+        for method, row in ((m, content["summary"][m]) for m in HEADLINE if m in content["summary"]):
             gain = f"{_points(row['gain'])} ({_interval(row['interval'])})" if "gain" in row else ""
             rows.append([dataset, NAMES.get(method, method), str(row["epochs"]), _points(row["mean"]), gain])
     return table(["", "", "epochs", "mIoU", "gain over the student alone (95 % interval)"], rows)
 
 
-def rewrite(text: str, found: Mapping[str, Mapping[str, Any]]) -> str:
+def rewrite(text: str, found: Mapping[str, Mapping[str, Any]], of_demo: Mapping[str, Any]) -> str:
     """`text` with each table made anew between `<!-- DATASET NAME -->` and `<!-- end -->`."""
-    made = {"headline": headline(found)}
+    made = {"headline": headline(found), "demo": demo(of_demo)}
     for dataset, content in found.items():
+        if dataset == "animals":
+            made |= of_animals(content)
+            continue
         made[f"{dataset} main"] = scores(content["summary"], MAIN)
         made[f"{dataset} contrasts"] = contrasts(content["summary contrasts"])
         made[f"{dataset} equal time"] = equal_time(content)

@@ -1,4 +1,4 @@
-"""PSPNet (Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017) over a dilated ResNet."""
+"""PSPNet (Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017) over a dilated ResNet or timm's models."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from model import backbone
 from model.fold import fold_batchnorm
+from model.timm_backbone import TimmBackbone
 
+STAGES = ("layer1", "layer2", "layer3", "layer4")
 BINS = (1, 2, 3, 6)
 # zoom_factor of each layer's grid: 2 is stride 4, 1 is stride 8
 LAYER_ZOOM_FACTOR = {"layer1": 2} | dict.fromkeys(
@@ -19,7 +21,7 @@ LAYER_ZOOM_FACTOR = {"layer1": 2} | dict.fromkeys(
 class Output(NamedTuple):
     """What every forward returns. Stride 8 means (N, ., ceil(H/8), ceil(W/8)) for an image (N, 3, H, W)."""
 
-    logits: Tensor  # (N, classes, ...) at stride 8
+    logits: Tensor | None  # (N, classes, ...) at stride 8; None when the network is a backbone alone
     aux: Tensor | None  # (N, classes, ...) at stride 8; None when the network has no auxiliary head
     features: dict[str, Tensor]  # layer1 (stride 4), layer2 .. layer4, ppm, feature, aux_feature (stride 8)
 
@@ -68,26 +70,46 @@ def _head(channels: int, width: int, classes: int, dropout: float) -> nn.Sequent
 class PSPNet(nn.Module):
     """PSPNet with the parameter names of the semseg family.
 
-    layers: ResNet depth; stem: plain (7x7) or deep (three 3x3); aux: whether to have the auxiliary head on
-    layer3 (testing does without).
+    layers: ResNet depth, or timm/NAME; stem: of the ResNet, plain (7x7) or deep (three 3x3); aux: whether to have the
+    auxiliary head on layer3 (testing does without). classes: None leaves all heads out, for a teacher of features.
+    Raises what TimmBackbone does.
     """
 
-    def __init__(self, layers: int, classes: int, stem: str = "plain", dropout: float = 0.1, aux: bool = True):
+    known = None  # as a teacher, it has the student's classes (model/distill/classes.py)
+
+    def __init__(
+        self, layers: int | str, classes: int | None, stem: str = "plain", dropout: float = 0.1, aux: bool = True
+    ):
         super().__init__()
         self.layers, self.classes, self.stem = layers, classes, stem
-        self.layer0, self.layer1, self.layer2, self.layer3, self.layer4 = backbone.stages(layers, stem)
-        spec = backbone.RESNETS[layers]
-        channels = 8 * spec.width * spec.block.expansion
-        self.ppm = PPM(channels)
-        self.cls = _head(2 * channels, 8 * spec.width, classes, dropout)
-        self.aux = _head(channels // 2, spec.aux_channels, classes, dropout) if aux else None
+        if isinstance(layers, str):
+            self.layer0 = TimmBackbone(layers)
+            self.layer1, self.layer2, self.layer3, self.layer4 = (nn.Identity() for _ in STAGES)  # places for hooks
+            stages = self.layer0.channels
+            width, aux_width = min(512, stages[3]), min(256, stages[2] // 2)  # as those of ResNets follow from theirs
+        else:
+            self.layer0, self.layer1, self.layer2, self.layer3, self.layer4 = backbone.stages(layers, stem)
+            spec = backbone.RESNETS[layers]
+            stages = [spec.width * 2**i * spec.block.expansion for i in range(4)]
+            width, aux_width = 8 * spec.width, spec.aux_channels
+        self.widths = dict(zip(STAGES, stages, strict=True))
+        self.ppm = self.cls = self.aux = None
+        if classes:
+            self.ppm = PPM(stages[3])
+            self.widths |= {"ppm": stages[3] + len(BINS) * (stages[3] // len(BINS)), "feature": width}
+            self.cls = _head(self.widths["ppm"], width, classes, dropout)
+        if classes and aux:
+            self.widths["aux_feature"] = aux_width
+            self.aux = _head(stages[2], aux_width, classes, dropout)
 
     def forward(self, image: Tensor) -> Output:
         """image: (N, 3, H, W), normalised, any H and W from 9 up (8n + 1 is where the grids fall exactly)."""
         features = {}
-        x = self.layer0(image)
-        for name in ("layer1", "layer2", "layer3", "layer4"):
-            features[name] = x = getattr(self, name)(x)
+        x = maps = self.layer0(image)
+        for i, name in enumerate(STAGES):
+            features[name] = x = getattr(self, name)(maps[i] if isinstance(maps, list) else x)
+        if self.cls is None:
+            return Output(None, None, features)
         features["ppm"] = self.ppm(x)
         features["feature"] = self.cls[:4](features["ppm"])
         logits = self.cls[4](features["feature"])
@@ -97,11 +119,9 @@ class PSPNet(nn.Module):
         return Output(logits, self.aux[4](features["aux_feature"]), features)
 
     def channels(self) -> dict[str, int]:
-        """Channels of each layer that Output.layer gives; without an auxiliary head aux and aux_feature are absent."""
-        spec = backbone.RESNETS[self.layers]
-        widths = {f"layer{i}": spec.width * 2 ** (i - 1) * spec.block.expansion for i in (1, 2, 3, 4)}
-        widths |= {"ppm": 2 * widths["layer4"], "feature": 8 * spec.width, "logits": self.classes}
-        return widths if self.aux is None else widths | {"aux_feature": spec.aux_channels, "aux": self.classes}
+        """Channels of each layer that Output.layer gives; those of heads that are absent are absent."""
+        scores = {"logits": self.cls, "aux": self.aux}
+        return self.widths | {name: self.classes for name, head in scores.items() if head is not None}
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters of the backbone and of the heads: the latter are new and learn faster."""

@@ -16,8 +16,13 @@ BLOCK = {"cpu": 3 << 19, "cuda": 1 << 26}  # values a block: what fits a CPU's c
 def interpolation_matrix(out_size: int, in_size: int, like: Tensor) -> Tensor:
     """(out_size, in_size), dtype and device of `like`: linear interpolation with align_corners=True."""
     where = torch.arange(out_size, dtype=torch.float64, device=like.device) * ((in_size - 1) / max(out_size - 1, 1))
-    points = torch.arange(in_size, dtype=torch.float64, device=like.device)
-    return (1 - (where[:, None] - points).abs()).clamp(min=0).to(like.dtype)
+    return linear_weights(where, in_size).to(like.dtype)
+
+
+def linear_weights(where: Tensor, in_size: int) -> Tensor:
+    """(len(where), in_size): linear interpolation between points 0 .. in_size - 1, at `where` in that range."""
+    points = torch.arange(in_size, dtype=where.dtype, device=where.device)
+    return (1 - (where[:, None] - points).abs()).clamp(min=0)
 
 
 class BilinearUpsampler:

@@ -13,7 +13,7 @@ from conftest import ROOT, python
 from torch import nn
 
 from benchmark import tables
-from benchmark.speed import gpu, loading, losses, measure, step, step_variants, testing
+from benchmark.speed import gpu, loading, losses, measure, step, step_variants, teachers, testing
 from model.pspnet import PSPNet
 from tool import pipeline
 
@@ -21,6 +21,7 @@ TINY = {
     step: "--crop 33 --classes 3 --repeats 1 --kinds student --ways plain",
     losses: "--crop 33 --classes 3 --repeats 1 --recipes mgd",
     loading: "--crop 33 --batch 2 --repeats 1 --images 8 --batches 2 --workers 0,1 --kind student",
+    teachers: "--crop 33 --batch 2 --repeats 1 --teachers lraspp_mobilenet_v3_large",
     testing: "--images 1 --height 40 --width 60 --crop 33 --base-size 60 --repeats 1 --workers 0",
 }
 
@@ -167,7 +168,7 @@ def test_the_pipeline_gives_each_run_its_keys(tmp_path):
 
 def test_a_finished_run_is_skipped_until_its_settings_or_its_teacher_change(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(pipeline, "call", lambda *command: started.append(command[0]))
+    monkeypatch.setattr(pipeline, "call", lambda *command, watch: started.append(command[0]))
     teacher = tmp_path / "pspnet50/model/train_epoch_75.pth"
     teacher.parent.mkdir(parents=True)
     teacher.write_text("weights")

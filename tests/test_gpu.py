@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import python, tiny_pspnet
+from foreign import save, segformer
 from PIL import Image
 from test_resume import same
 
@@ -56,6 +57,21 @@ def step_of(folder, keys, *changes):
 
 def difference(found, expected) -> float:
     return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_teacher_of_other_classes(device, precision, tmp_path):
+    """transformers' network, mapped, beside one of ours: all of it lies on the device."""
+    path, ours = (
+        save(segformer, tmp_path / "segformer", ["road", "sky", "van", "lorry", "sea"]),
+        tmp_path / "teacher.pth",
+    )
+    (tmp_path / "names.txt").write_text("sky\nland\nroad\ncar\n")
+    keys = {"DISTILL.teacher_path": f"[{ours}, hf:{path}]", "DATA.names_path": tmp_path / "names.txt"}
+    keys |= {"DISTILL.teacher_classes": "[null, {sky: [sky], road: [road], car: [van, lorry]}]"}
+    keys |= {"DISTILL.weights.aux_mse": 0, "DISTILL.hints": "[{layer: logits, loss: cwd}]"}
+    found, moved = step_of(tmp_path, keys | {"TRAIN.precision": precision})
+    assert 0 < found["kl"] < 10 and 0 < found["cwd_logits"] < 10 and moved.isfinite().all()
 
 
 def test_fp32_means_float32_and_tf32_does_not(device):

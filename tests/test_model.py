@@ -8,6 +8,7 @@ from model import backbone
 from model.pspnet import PSPNet
 from util import checkpoint, network
 from util.errors import UserError
+from util.pretrained import load_pretrained
 
 pytestmark = pytest.mark.full_width
 
@@ -151,7 +152,7 @@ def test_imagenet_without_network_says_what_to_place_where(monkeypatch, tmp_path
         "torchvision.models._api.load_state_dict_from_url", lambda *a, **k: (_ for _ in ()).throw(OSError("no route"))
     )
     with pytest.raises(UserError, match=r"resnet18-f37072fd.pth.*place it in .*checkpoints") as error:
-        network.load_pretrained(PSPNet(18, 2), "imagenet", 18, "plain")
+        load_pretrained(PSPNet(18, 2), "imagenet")
     assert "TRAIN.pretrained" in str(error.value)
 
 
@@ -168,10 +169,10 @@ def test_pretrained_file(tmp_path, stem):
     path = str(tmp_path / "resnet.pth")
     torch.save(state, path)
     net = PSPNet(18, 9, stem)
-    network.load_pretrained(net, path, 18, stem)
+    load_pretrained(net, path)
     for key, value in net.state_dict().items():
         if key.startswith("layer"):
             assert torch.equal(value, source.state_dict()[key])
     with pytest.raises(UserError, match="stem"):
         other = "deep" if stem == "plain" else "plain"
-        network.load_pretrained(PSPNet(18, 9, other), path, 18, other)
+        load_pretrained(PSPNet(18, 9, other), path)

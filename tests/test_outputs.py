@@ -8,7 +8,7 @@ import torch
 from conftest import tiny_pspnet
 
 from util.errors import UserError
-from util.outputs import check_outputs, output_names
+from util.evaluate.outputs import check_outputs, output_names
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,22 @@ def test_animals(tmp_path, layout):
     assert not list((out / "list").iterdir())  # labels of two sources may lie side by side: no list names them
 
 
+def test_animals_made_smaller(tmp_path):
+    """Images and labels shrink together; a link that an earlier run made is not written through."""
+    source, names, out = tmp_path / "voc", tmp_path / "names", tmp_path / "animals"
+    animals_source(source, "files", names)
+    before = contents(source)
+    command = ["dataset/animals/prepare.py", source, "--out", out, "--split", names]
+    for more in ([], ["--longer-side", "1"], ["--longer-side", "1"]):
+        result = python(*command, *more)
+        assert result.returncode == 0, result.stderr
+    assert contents(source) == before and len(list((out / "image").iterdir())) == 3
+    for kind, suffix in (("image", "jpg"), ("label", "png")):
+        with Image.open(out / kind / f"2007_000001.{suffix}") as picture:
+            assert picture.size == (1, 1)
+    one_error(python(*command), "--longer-side made")
+
+
 def test_animals_lists_that_are_committed():
     folder = ROOT / "dataset" / "animals" / "split"
     splits = {name: (folder / f"{name}.txt").read_text().split() for name in ("train_aug", "train", "val")}

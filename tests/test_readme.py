@@ -4,21 +4,22 @@ import re
 
 import numpy as np
 import pytest
-from conftest import ROOT, python, scene
+from conftest import ROOT, scene
 from PIL import Image
 
 README = (ROOT / "README.md").read_text()
 
 
-def test_your_own_dataset(tmp_path):
-    """The section's three files and its YAML, word for word, in a copy of the layout; then one tiny epoch."""
-    yaml = re.search(r"```yaml\n(# (config/\S+):.*?)```", README, re.DOTALL)
+def test_your_own_dataset(tmp_path, script, monkeypatch):
+    """The section's lists and YAML files, word for word, in a copy of the layout; then its commands, tiny."""
+    block = re.search(r"```yaml\n(# config/roads/.*?)```", README, re.DOTALL)[1]
     listed = dict(re.findall(r"^    (dataset/roads/\S+\.txt) +one \w+ a line: (.*)$", README, re.MULTILINE))
     names, colors, pairs = listed.values()
-    config = tmp_path / yaml[2]
-    config.parent.mkdir(parents=True)
-    base = re.search(r"base: (\S+)", yaml[1])[1]
-    config.write_text(yaml[1].replace(base, str((ROOT / "config/roads" / base).resolve())))
+    for name, text in re.findall(r"# (config/\S+\.yaml)\n(.*?)(?=# config|\Z)", block, re.DOTALL):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(
+            text.replace("../voc2012", str(ROOT / "config/voc2012")).replace("TRAIN: {", "TRAIN: {epochs: 1, ")
+        )
     folder = tmp_path / "dataset" / "roads"
     for name in ("image", "label", "list"):
         (folder / name).mkdir(parents=True)
@@ -30,15 +31,19 @@ def test_your_own_dataset(tmp_path):
     image, label = scene(np.random.default_rng(0), 40, 60)
     Image.fromarray(image).save(folder / image_path)
     Image.fromarray(np.where(label == 3, 2, label).astype(np.uint8)).save(folder / label_path)
-    tiny = "TRAIN.pretrained none TRAIN.epochs 1 TRAIN.batch_size 4 TRAIN.train_h 33 TRAIN.train_w 33 TRAIN.workers 0"
-    result = python(
-        str(ROOT / "train_18.py"), "--config", yaml[2], *tiny.split(), "TEST.base_size", "64", folder=tmp_path
-    )
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "exp/roads/pspnet18/model/train_epoch_1.pth").is_file()
+    few = re.search(r"Few images, a CPU, no network: `([^`]*)`", README)[1]
+    tiny = f"{few} TRAIN.train_h 33 TRAIN.train_w 33 TRAIN.workers 0 TEST.base_size 64".split()
+    monkeypatch.chdir(tmp_path)
+    for run in ("50", "18", "50_18"):
+        for name in (f"train_{run}.py", f"test_{run}.py"):
+            options = [*tiny, "TEST.test_h", "33", "TEST.test_w", "33"]
+            result = script(name, "--config", f"config/roads/roads_pspnet{run}.yaml", *options)
+            assert result.status == 0, result.err
+    name, *runs = re.search(r"    python (tool/report/compare.py .*)", README)[1].split()
+    assert script(name, *runs).status == 0
 
 
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[bdmtu]*/README.md")), ROOT / "model" / "distill" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[bdmtu]*/README.md")), *sorted(ROOT.glob("model/distill/*.md"))]
 FOLDERS = "model|util|tool|config|figure|benchmark|tests|dataset"
 
 

@@ -151,7 +151,7 @@ def test_another_validation_starts_the_best_score_anew(tiny, command, script, ca
         assert script("train_50_18.py", *command(folder, *options, "TRAIN.evaluate", "True")).status == 0
         (folder / "train_epoch_2.pth").unlink()
     content = checkpoint.read(folder / "best.pth")
-    assert "validation has changed" in caplog.text
+    assert "TEST.base_size has changed" in caplog.text
     assert content["validation"]["base_size"] == 40 and content["epoch"] == content["best_epoch"] == 2
 
 

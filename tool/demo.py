@@ -30,9 +30,9 @@ from util.data.decode import read_image  # noqa: E402
 from util.data.lists import read_colors, read_names  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.evaluate import predict  # noqa: E402
+from util.evaluate.outputs import check_outputs, output_names  # noqa: E402
 from util.evaluate.protocol import protocol_for_testing, protocol_for_validation, resize  # noqa: E402
 from util.evaluate.testing import map_paths, write_maps  # noqa: E402
-from util.outputs import check_outputs, output_names  # noqa: E402
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 DEFAULT_RATE = 25.0  # frames a second, where the source gives none
@@ -95,7 +95,7 @@ class Segmenter:
 
     def __init__(self, cfg: config.Config):
         self.cfg, self.names, self.palette = cfg, read_names(cfg.data), read_colors(cfg.data)
-        net = network.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False, data=cfg.data)
+        net = network.load(cfg.test.model_path, cfg.train.architecture, cfg.data.classes, aux=False, data=cfg.data)
         self.dtype = distributed.precision(cfg.test.precision)
         self.net = net.to(distributed.device()).freeze(self.dtype)
 

@@ -1,12 +1,13 @@
 """The six scripts in order, for one dataset and seed, then a picture and the report.
 
-    python tool/pipeline.py --dataset shapes --seed 0 [--out exp/shapes] [SECTION.key VALUE ...]
+    python tool/pipeline.py --dataset demo --seed 0 [--out exp/demo] [SECTION.key VALUE ...]
 
 Started again it goes on where it was stopped; what is already trained and tested with the same
 settings is skipped. Overrides go to all six scripts, those of DISTILL to the distilled student's
 alone. Seed 0 writes to exp/DATASET, where the config files say; another seed to exp/DATASET/seed_N.
-For shapes the seed also draws the scenes: those of seed 0 lie in dataset/shapes, others beside
-their runs.
+For demo and shapes, which are generated, the seed also draws the scenes: those of seed 0 lie in
+dataset/DATASET, others beside their runs; and it is said beforehand, and after each epoch, how long
+all will take on this machine.
 """
 
 import contextlib
@@ -14,16 +15,19 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tool import forecast  # noqa: E402
 from tool.report.picture import comparison  # noqa: E402
 from util import config  # noqa: E402
 from util.run import Parser, errors_in_one_line  # noqa: E402
 
+GENERATED = {"shapes": (), "demo": ("--easy", "--train", "120", "--val", "60")}  # options of dataset/shapes/prepare.py
 CONFIGS = {"50": "pspnet50", "18": "pspnet18", "50_18": "pspnet50_18"}  # by the scripts' names
 
 Overrides = dict[str, Any]
@@ -45,12 +49,13 @@ class Run(NamedTuple):
         """Raises UserError for a mistake in the config file or in the overrides."""
         return config.load(ROOT / self.config, self.arguments[2:])
 
-    def perform(self) -> None:
+    def perform(self, progress: forecast.Progress | None = None) -> None:
         """Train and test, unless the result of the same settings and teacher's file is there.
 
         After an interruption the training resumes from its checkpoints, and refuses settings other
         than theirs.
         """
+        progress = progress or forecast.Progress({})
         cfg = self.load()
         teacher = ROOT / cfg.distill.teacher_path if cfg.distill else None
         written = teacher.stat().st_mtime_ns if teacher and teacher.is_file() else None
@@ -59,11 +64,20 @@ class Run(NamedTuple):
         done = result / ".settings"
         if (result / "metrics.json").is_file() and done.is_file() and done.read_text() == settings:
             print(f"{result / 'metrics.json'} is there: skipping {self.train} and {self.test}", flush=True)
+            progress.skip(self.train, self.test)
             return
         done.unlink(missing_ok=True)
-        call(self.train, *self.arguments)
-        call(self.test, *self.arguments)
+        call(self.train, *self.arguments, watch=lambda: progress.say(self.train, trained(cfg)))
+        progress.finish(self.train)
+        call(self.test, *self.arguments, watch=lambda: progress.say(self.test))
+        progress.finish(self.test)
         done.write_text(settings)
+
+
+def trained(cfg: config.Config) -> float:
+    """The share of its epochs that a run has finished."""
+    epochs = ROOT / cfg.train.save_path / "metrics.jsonl"  # a line each
+    return epochs.read_bytes().count(b"\n") / cfg.train.epochs if epochs.is_file() else 0.0
 
 
 def config_file(dataset: str, run: str) -> str:
@@ -98,25 +112,36 @@ def three_runs(dataset: str, seed: int, out: Path, data: Path | None, given: lis
     return runs
 
 
-def call(*command: str) -> None:
-    """Run a Python script of the project from its root; exit with its status when it fails."""
+def call(*command: str, watch: Callable[[], object] = lambda: None) -> None:
+    """Run a Python script of the project from its root, with a call of `watch` every second; exit with its status when
+    it fails."""
     print("\n$ python", *command, flush=True)
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
     while process.poll() is None:
-        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the script, too: it saves and ends by itself
-            process.wait()
+        watch()
+        # Ctrl-C reaches the script, too: it saves and ends by itself
+        with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+            process.wait(timeout=1)
     if process.returncode:
         sys.exit(process.returncode)
 
 
-def prepare_shapes(data: Path, seed: int) -> None:
+def prepare(dataset: str, data: Path, seed: int) -> None:
+    """Generate the scenes of `dataset`, one of GENERATED, unless they are there."""
     if not (data / "list/val.txt").exists():
-        call("dataset/shapes/prepare.py", "--seed", str(seed), "--out", str(data))
+        call("dataset/shapes/prepare.py", *GENERATED[dataset], "--seed", str(seed), "--out", str(data))
+
+
+def measured(runs: dict[str, Run]) -> forecast.Progress:
+    print("\nmeasuring how long all will take", flush=True)
+    costs = forecast.measure({depth: run.load() for depth, run in runs.items()})
+    print(f"about {sum(costs.values()) / 60:.1f} minutes on this machine, if it does nothing else", flush=True)
+    return forecast.Progress(costs)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, usage="%(prog)s [--dataset NAME] [--seed N] [--out FOLDER] [KEY VALUE ...]")
-    parser.add_argument("--dataset", default="shapes")
+    parser.add_argument("--dataset", default="demo")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="SECTION.key VALUE")
@@ -126,12 +151,13 @@ def main(argv: list[str] | None = None) -> None:
         arguments = parser.parse_intermixed_args(argv)
         dataset, seed = arguments.dataset, arguments.seed
         out = arguments.out or Path("exp", dataset, *([f"seed_{seed}"] if seed else []))
-        data = (out / "data" if seed else Path("dataset/shapes")) if dataset == "shapes" else None
-        runs = three_runs(dataset, seed, out, data, arguments.overrides)
+        data = (out / "data" if seed else Path("dataset", dataset)) if dataset in GENERATED else None
+        runs, progress = three_runs(dataset, seed, out, data, arguments.overrides), None
         if data:
-            prepare_shapes(data, seed)
+            prepare(dataset, data, seed)
+            progress = measured(runs)
         for run in runs.values():
-            run.perform()
+            run.perform(progress)
         roles = {"teacher": "50", "student alone": "18", "distilled": "50_18"}
         results = {role: Path(runs[depth].load().test.save_folder) for role, depth in roles.items()}
         comparison(runs["50_18"].load(), results, out)

@@ -64,6 +64,8 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises UserError for what is no safe checkpoint, and Damaged for one that is not whole.
     """
     try:
+        if Path(path).suffix == ".safetensors":
+            return _read_safetensors(path)
         if zipfile.is_zipfile(path):  # else of torch before 1.6, or no checkpoint
             with zipfile.ZipFile(path) as archive:
                 if broken := archive.testzip():  # torch would read flipped bits as weights
@@ -75,7 +77,9 @@ def read(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         there = sorted(other.name for other in Path(path).parent.glob("*.pth"))
-        instead = f"; {Path(path).parent} has {', '.join(there)}" if there else ""
+        instead = (
+            f" ({Path(path).parent} has {', '.join(there)}: name one, or the TRAIN.epochs of its run)" if there else ""
+        )
         raise UserError(f"checkpoint {path} does not exist; train it first, or correct the path{instead}") from None
     except UserError:
         raise
@@ -96,6 +100,14 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a dict with a state_dict in it")
     return dict(content)
+
+
+def _read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ModuleNotFoundError:
+        raise UserError(f"{path} needs safetensors: pip install -r requirements-teachers.txt") from None
+    return load_file(path)
 
 
 def tensors(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A YAML file and overrides -> a checked, typed, read-only Config (its keys: util/keys.py)."""
+"""A YAML file and overrides -> a checked, typed, read-only Config (its keys: util/keys)."""
 
 import difflib
 import re
@@ -126,7 +126,7 @@ def _nearest(key: str) -> str | None:
 
 def _explain(error: dict[str, Any]) -> str:
     """One of pydantic's errors in terms of the YAML file."""
-    key = ".".join(str(part) for part in error["loc"])
+    key = ".".join(str(part) for part in error["loc"] if "[" not in str(part))  # those are kinds, of keys with several
     if error["type"] == "missing":
         return f"{key} is missing"
     if error["type"] == "extra_forbidden":
@@ -151,6 +151,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     tree = _apply_overrides(_read_file(Path(path)), overrides or [])
     if "check" in tree:
         raise UserError(f"{path}: check is no key of a config; write --check on the command line")
+    _read_classes(tree)
     try:
         return _derive_paths(Config.model_validate(tree))
     except ValidationError as errors:
@@ -158,6 +159,19 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         faults = [_explain(error) for error in found[:MOST_FAULTS]]  # each looks for the nearest key
         faults += [f"and {len(found) - MOST_FAULTS} more"] * (len(found) > MOST_FAULTS)
         raise UserError(f"{path}: {'; '.join(faults)}") from None
+
+
+def _read_classes(tree: dict[str, Any]) -> None:
+    """Put the content of a file that DISTILL.teacher_classes names in its place."""
+    distill = tree.get("DISTILL")
+    value = distill.get("teacher_classes") if isinstance(distill, dict) else None
+    contents = [_read_file(Path(v).expanduser()) if isinstance(v, str) else v for v in _listed(value)]
+    if contents != _listed(value):
+        distill["teacher_classes"] = contents if isinstance(value, list) else contents[0]
+
+
+def _listed(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def _derive_paths(cfg: Config) -> Config:

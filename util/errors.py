@@ -1,5 +1,8 @@
 """The one exception that a user is meant to see."""
 
+import difflib
+from collections.abc import Collection
+
 LONGEST = 2000  # characters; a hostile file must not fill the screen
 
 
@@ -14,6 +17,13 @@ class UserError(Exception):
         if len(text) > LONGEST:
             text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
         super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text))
+
+
+def suggest(name: str, known: Collection[str], most: int = 20) -> str:
+    """The way out of an unknown name, in words: the known one that is near it, or else `most` of them."""
+    if near := difflib.get_close_matches(name, known, 1):
+        return f"did you mean {near[0]}?"
+    return f"there are {', '.join([*known][:most]) or 'none'}{', ...' if len(known) > most else ''}"
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -5,23 +5,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.backbone import RESNETS
 from model.pspnet import PSPNet
+from model.timm_backbone import STRIDES
 from util import checkpoint, distributed
 from util.config import Config
 from util.data.lists import read_list, val_pairs
 from util.errors import UserError
 from util.keys import Data, Train
+from util.pretrained import fill_backbone, load_pretrained, warn_of_normalisation
 
 LAST_LAYERS = ("cls.4.", "aux.4.")  # which have a channel a class
 
 log = logging.getLogger("network")
 
-# Where a classification ResNet's stem lies in layer0; conv2 to bn3 exist in the deep stem only.
-_STEM = {"conv1": "0", "bn1": "1", "conv2": "3", "bn2": "4", "conv3": "6", "bn3": "7"}
+
+def make(layers: int | str, classes: int | None, stem: str = "plain", dropout: float = 0.1, aux: bool = True) -> PSPNet:
+    """PSPNet(...), randomly initialised. Raises UserError where timm is not installed or has no such backbone."""
+    try:
+        net = PSPNet(layers, classes, stem, dropout, aux)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{layers} needs {error.name}: pip install -r requirements-teachers.txt") from None
+    except ValueError as error:
+        raise UserError(f"{error} (TRAIN.backbone, DISTILL.teacher_backbone)") from None
+    if isinstance(layers, str) and (strides := tuple(net.layer0.reductions)) != STRIDES:
+        log.info(f"{layers}: its maps of strides {strides} are interpolated to {STRIDES}")
+    return net
 
 
 def build(train: Train, data: Data) -> PSPNet:
@@ -33,41 +43,60 @@ def build(train: Train, data: Data) -> PSPNet:
     """
     if not train.weight:
         if train.pretrained == "imagenet":  # a list that is missing must not cost a download
-            read_list(data.train_list, "DATA.train_list", data.data_root)
+            read_list(*data.epoch_list, data.data_root, labelled=bool(data.train_list))
             val_pairs(data)
-        net = PSPNet(train.layers, data.classes, train.stem, train.dropout)
+        net = make(train.architecture, data.classes, train.stem, train.dropout)
         if not checkpoint.to_resume(train.resume, Path(train.save_path)):
-            load_pretrained(net, train.pretrained, train.layers, train.stem)
+            load_pretrained(net, train.pretrained)
+            if train.backbone and train.pretrained != "none":
+                warn_of_normalisation(net, data.mean, data.std)
         return net
     content = checkpoint.read(train.weight)
     if other := _other_normalisation(content, data):
         log.warning(f"warning: {train.weight} {other}")
+    _check_backbone(content, train.architecture, train.weight, "TRAIN.backbone")
     state = checkpoint.network_state(train.weight, "student", content)
-    net = PSPNet(train.layers, data.classes, _stem_of(state), train.dropout)
+    net = make(train.architecture, data.classes, _stem_of(state), train.dropout)
     if train.new_head:
         new = {key: value for key, value in net.state_dict().items() if key.startswith(LAST_LAYERS)}
-        log.info(f"TRAIN.new_head: {', '.join(new)} begin anew; all else is from {train.weight}")
         state |= new
     _load_strictly(net, state, train.weight, {LAST_LAYERS: "TRAIN.new_head True takes all but these layers"})
+    if train.new_head:
+        log.info(f"TRAIN.new_head: {', '.join(new)} begin anew; all else is from {train.weight}")
     return net
 
 
 def load(
-    path: str, layers: int, classes: int, part: str = "student", aux: bool = True, data: Data | None = None
+    path: str, layers: int | str, classes: int, part: str = "student", aux: bool = True, data: Data | None = None
 ) -> PSPNet:
     """The network in a checkpoint; its stem is recognised from the keys.
 
-    layers, classes: what the config says, and the file must hold. part: "student" or "teacher", for
-    a file that holds both. aux: take the auxiliary head, if there is one. data: what will feed it.
-    Raises UserError naming what differs, in the network or from the normalisation of its training.
+    layers (a depth, or timm/NAME), classes: what the config says, and the file must hold. part: "student" or
+    "teacher", for a file that holds both; a teacher's file may hold a backbone alone. aux: take the auxiliary head, if
+    there is one. data: what will feed it. Raises UserError naming what differs, in the network or from the
+    normalisation of its training.
     """
     content = checkpoint.read(path)
     if data and (other := _other_normalisation(content, data)):
         raise UserError(f"{path} {other}; set them so")
+    _check_backbone(content, layers, path, "TRAIN.backbone" if part == "student" else "DISTILL.teacher_backbone")
     state = checkpoint.network_state(path, part, content)
-    net = PSPNet(layers, classes, _stem_of(state), aux=aux and "aux.4.weight" in state)
+    if part == "teacher" and not any(key.startswith("cls.") for key in state):
+        net = make(layers, None, _stem_of(state))
+        fill_backbone(net, state, path)
+        return net
+    net = make(layers, classes, _stem_of(state), aux=aux and "aux.4.weight" in state)
     _load_strictly(net, state, path)
     return net
+
+
+def _check_backbone(content: Mapping[str, Any], layers: int | str, path: str, key: str) -> None:
+    """Raise UserError when a checkpoint says that it has another backbone, and one of the two is timm's."""
+    then = content.get("layers", layers)
+    if then != layers and (isinstance(then, str) or isinstance(layers, str)):
+        names = [name if isinstance(name, str) else f"a ResNet-{name}" for name in (then, layers)]
+        setting = f"to {then}" if isinstance(then, str) else "to nothing"
+        raise UserError(f"{path} holds a PSPNet over {names[0]}, the config asks for {names[1]}; set {key} {setting}")
 
 
 def _other_normalisation(content: Mapping[str, Any], data: Data) -> str | None:
@@ -85,62 +114,40 @@ def load_teacher(cfg: Config) -> PSPNet:
     """
     distill = cfg.distill
     if distill is None:
-        raise UserError("the config has no DISTILL section; see config/voc2012/voc2012_pspnet50_18.yaml")
+        raise UserError("the config has no DISTILL section; write DISTILL: {teacher_config: YAML of the teacher}")
     path = distill.teacher_path
-    if not checkpoint.exists(path):
+    if path == "imagenet":
+        teacher = make(distill.teacher_architecture, None)
+        load_pretrained(teacher, path, "DISTILL.teacher_path")
+    elif not checkpoint.exists(path):
+        there = ", ".join(other.name for other in checkpoint.numbered(Path(path).parent))
         raise UserError(
-            f"teacher checkpoint {path} (DISTILL.teacher_path) does not exist; "
-            "train one with train_50.py and this dataset's pspnet50 config"
+            f"teacher checkpoint {path} (DISTILL.teacher_path, or of DISTILL.teacher_config) does not exist; name one"
+            f"{f' of {there}' if there else ''} there, or train one with train_50.py and this dataset's pspnet50 config"
         )
-    teacher = load(path, distill.teacher_layers, cfg.data.classes, part="teacher", data=cfg.data)
-    if teacher.aux is None and distill.weights.aux_mse > 0:
+    else:
+        teacher = load(path, distill.teacher_architecture, cfg.data.classes, part="teacher", data=cfg.data)
+    if teacher.cls is None:
+        _check_features(teacher, cfg)
+    elif teacher.aux is None and distill.weights.aux_mse > 0:
         raise UserError(f"{path}: the teacher has no auxiliary head; set DISTILL.weights.aux_mse to 0")
     return teacher.to(distributed.device()).freeze(distributed.precision(distill.precision or cfg.train.precision))
 
 
-def load_pretrained(net: nn.Module, pretrained: str, layers: int, stem: str) -> None:
-    """Fill layer0 .. layer4 of `net` by TRAIN.pretrained: imagenet, none, or a classification ResNet's file.
-
-    The classifier (fc) is left out; every other key must match. Raises UserError for a file that does not fit.
-    """
-    if pretrained == "none":
-        return
-    if pretrained == "imagenet":
-        if stem == "deep":
-            raise UserError(
-                "torchvision has no ImageNet weights for TRAIN.stem deep; set TRAIN.stem to plain, or "
-                "TRAIN.pretrained to semseg's file for this depth (initmodel/resnet50_v2.pth) or to none"
-            )
-        state, source = imagenet_state(layers), "torchvision's ImageNet weights"
-    else:
-        state, source = checkpoint.tensors(checkpoint.read(pretrained), pretrained), pretrained
-    if "ppm.features.0.1.weight" in state:  # a PSPNet's file: its backbone
-        state = {key: value for key, value in state.items() if key.startswith("layer")}
-    renamed = {}
-    for key, value in state.items():
-        head, _, rest = key.partition(".")
-        if head != "fc":
-            renamed[f"layer0.{_STEM[head]}.{rest}" if head in _STEM else key] = value
-    own = {k: v for k, v in net.state_dict().items() if k.startswith("layer")}
-    checkpoint.check_match(renamed, own, source, f"a ResNet-{layers} with a {stem} stem")
-    net.load_state_dict(renamed, strict=False)  # the heads' keys are not in it; check_match compared the others
-
-
-def imagenet_state(layers: int) -> dict[str, Tensor]:
-    """torchvision's ImageNet weights, downloaded once into torch's cache."""
-    weights = RESNETS[layers].weights
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        folder = f"{torch.hub.get_dir()}/checkpoints"
+def _check_features(teacher: PSPNet, cfg: Config) -> None:
+    """Ready a backbone that teaches without heads. Raises UserError when the config asks it for more than features."""
+    distill = cfg.distill
+    if distill.weights.kl or distill.weights.aux_mse or not distill.hints:
         raise UserError(
-            f"ImageNet weights could not be downloaded ({str(error).splitlines()[0]}); fetch {weights.url} elsewhere "
-            f"and place it in {folder}, or set TRAIN.pretrained to none or to a file"
-        ) from None
+            f"{distill.teacher_path} (DISTILL.teacher_path) is a backbone without heads: set DISTILL.weights.kl and "
+            "aux_mse to 0, and name losses on layer1 to layer4 in DISTILL.hints"
+        )
+    if isinstance(teacher.layers, str):
+        teacher.layer0.expect(cfg.data.mean, cfg.data.std)
 
 
 def _stem_of(state: dict[str, Tensor]) -> str:
-    return "deep" if "layer0.3.weight" in state else "plain"
+    return "deep" if {"layer0.3.weight", "conv3.weight"} & state.keys() else "plain"
 
 
 def _load_strictly(net: PSPNet, state: dict[str, Tensor], path: str, hints: Mapping | None = None) -> None:

@@ -9,19 +9,40 @@ from collections.abc import Callable
 from util import config, distributed, seeds
 from util.errors import UserError, out_of_memory
 
-EPILOG = """
-keys that are changed most often:
+KEYS = {
+    "train": """
   DATA.data_root, DATA.train_list, DATA.val_list   images and labels, `image label` a line
+  DATA.label_map                                   what the label files hold -> classes
   TRAIN.batch_size, TRAIN.base_lr, TRAIN.epochs    schedule; base_lr goes with batch_size
   TRAIN.train_h, TRAIN.train_w, TRAIN.accumulate   what has to fit into memory
+  TRAIN.pretrained, TRAIN.weight, TRAIN.new_head   where the weights come from
   TRAIN.save_path                                  a folder for each run
-  DISTILL.weights.kl, DISTILL.hints                distillation terms (train_50_18.py)
-All keys, with explanations, stand in the dataset's pspnet18.yaml.
+  DISTILL.teacher_config, DISTILL.teacher_path     the teacher (train_50_18.py)
+  DISTILL.weights.kl, DISTILL.hints                distillation terms (train_50_18.py)""",
+    "test": """
+  TEST.model_path      checkpoint; else train_epoch_{{TRAIN.epochs}}.pth in TRAIN.save_path
+  TEST.test_list       images and labels, `image label` a line; with TEST.split test images alone
+  TEST.base_size       longer side at scale 1, in pixels
+  TEST.mode, TEST.test_h, TEST.test_w   windows, or the whole image
+  TEST.scales, TEST.flip                average over scales and the mirrored image
+  TEST.save_folder     class maps and metrics.json
+  DATA.label_map       what the label files hold -> classes""",
+}
+EXAMPLE = {
+    "train": "TRAIN.epochs 2 TRAIN.workers 1",
+    "test": "TEST.model_path exp/voc2012/pspnet18/model/best.pth TEST.scales '[0.75, 1.0]'",
+}
+EPILOG = """
+keys that are changed most often:
+{keys}
+
+All keys of DATA, TRAIN and TEST are explained in config/voc2012/voc2012_pspnet18.yaml, those of
+DISTILL in voc2012_pspnet50_18.yaml beside it.
 
 examples:
-  python {script} TRAIN.epochs 2 TEST.scales '[0.75, 1.0]'
-  python {script} --config {config} --check
-  torchrun --nproc_per_node 4 {script}
+  python {{script}} {example}
+  python {{script}} --config {{config}} --check
+  torchrun --nproc_per_node 4 {{script}}
 """
 
 
@@ -63,9 +84,13 @@ def parse_arguments(description: str, default_config: str, argv: list[str] | Non
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.epilog = EPILOG.format(script=parser.prog, config=default_config)
+    kind = "test" if parser.prog.startswith("test") else "train"
+    epilog = EPILOG.format(keys=KEYS[kind].lstrip("\n"), example=EXAMPLE[kind])
+    parser.epilog = epilog.format(script=parser.prog, config=default_config)
     parser.add_argument("--config", default=default_config, help="YAML file (default: %(default)s)")
-    parser.add_argument("--check", action="store_true", help="read everything, take a few steps; write nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="read everything, try a few steps or an image; write nothing"
+    )
     parser.add_argument("overrides", nargs="*", metavar="SECTION.key VALUE", help="replace a value of the YAML file")
     arguments = parser.parse_intermixed_args(argv)
     cfg = config.load(arguments.config, arguments.overrides)

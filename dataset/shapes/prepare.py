@@ -4,12 +4,16 @@ Each scene has a textured background and a few textured objects of 7 classes, wh
 colours, textures, light, size and rotation are drawn from the same distributions for all. Objects cover each other;
 every object has a border of one pixel with label 255, as in VOC. A scene is a function of (seed, split, index).
 
-    python dataset/shapes/prepare.py [--seed 0] [--train 400] [--val 100] [--out dataset/shapes]
+With --easy, for a demonstration in minutes: scenes of a third of the area with fewer objects, whose colours hint at
+the class.
+
+    python dataset/shapes/prepare.py [--seed 0] [--train 400] [--val 100] [--easy] [--out dataset/shapes]
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,7 +21,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 CLASSES = ("ellipse", "triangle", "rectangle", "ring", "star", "cross", "crescent")  # indices 1 .. 7
-HEIGHT, WIDTH = 96, 128
 VOID = 255
 GROUND, OBJECT = (10, 100), (110, 250)  # ranges of colour values, the same for all classes
 TURN = np.pi / 12  # objects are turned by up to this much either way
@@ -28,15 +31,28 @@ Points = NDArray[np.float64]
 Picture = NDArray[np.float32]
 
 
-def texture(rng: np.random.Generator, low: float, high: float) -> Picture:
-    """(HEIGHT, WIDTH, 3): two random colours in low .. high, mixed by smooth noise, stripes or checks."""
+class Look(NamedTuple):
+    """What scenes look like. objects, radius: ranges, of which the second of `objects` is left out; sizes in pixels."""
+
+    height: int = 96
+    width: int = 128
+    objects: tuple[int, int] = (4, 8)
+    radius: tuple[float, float] = (16, 26)
+    hint: float = 0.0  # how far each object's colours move from their random ones to its class's own
+
+
+EASY = Look(64, 64, (2, 4), (14, 22), 0.6)
+
+
+def texture(rng: np.random.Generator, low: float, high: float, look: Look) -> Picture:
+    """(height, width, 3): two random colours in low .. high, mixed by smooth noise, stripes or checks."""
     kind = rng.integers(3)
-    y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
+    y, x = np.mgrid[: look.height, : look.width].astype(np.float32)
     angle, period = rng.uniform(0, np.pi), rng.uniform(6, 24)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     if kind == 0:
         grid = rng.random((int(rng.integers(3, 14)), int(rng.integers(3, 18)))).astype(np.float32)
-        mix = cv2.resize(grid, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+        mix = cv2.resize(grid, (look.width, look.height), interpolation=cv2.INTER_CUBIC)
     elif kind == 1:
         mix = 0.5 + 0.5 * np.sin(2 * np.pi * u / period)
     else:
@@ -77,34 +93,38 @@ def outline(kind: str, rng: np.random.Generator) -> list[Points]:
     return [np.concatenate([arc(1, meet, 2 * np.pi - meet), bite[::-1]])]
 
 
-def scene(seed: int, split: int, index: int) -> tuple[NDArray[np.uint8], Mask]:
-    """One scene: RGB image (HEIGHT, WIDTH, 3) and label (HEIGHT, WIDTH)."""
+def scene(seed: int, split: int, index: int, look: Look, palette: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Mask]:
+    """One scene: RGB image (height, width, 3) and label (height, width). palette: (classes, 3) colours."""
     rng = np.random.default_rng((seed, split, index))
-    image, label = texture(rng, *GROUND), np.zeros((HEIGHT, WIDTH), np.uint8)
-    for _ in range(rng.integers(4, 8)):
+    size = (look.height, look.width)
+    image, label = texture(rng, *GROUND, look), np.zeros(size, np.uint8)
+    for _ in range(rng.integers(*look.objects)):
         kind = int(rng.integers(len(CLASSES)))
-        radius, angle = rng.uniform(16, 26), rng.uniform(-TURN, TURN)
+        radius, angle = rng.uniform(*look.radius), rng.uniform(-TURN, TURN)
         turn = np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
-        centre = rng.uniform((0, 0), (WIDTH, HEIGHT))
-        mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+        centre = rng.uniform((0, 0), (look.width, look.height))
+        mask = np.zeros(size, np.uint8)
         polygons = [radius * points @ turn + centre for points in outline(CLASSES[kind], rng)]
         fixed = [np.round(points * 16).astype(np.int32) for points in polygons]  # 4 fractional bits
         cv2.fillPoly(mask, fixed, 255, lineType=cv2.LINE_AA, shift=4)
         soft = (mask / 255.0)[..., None].astype(np.float32)
-        image = image * (1 - soft) + texture(rng, *OBJECT) * soft
+        skin = texture(rng, *OBJECT, look)
+        image = image * (1 - soft) + (skin + look.hint * (palette[kind + 1] - skin)) * soft
         solid = (mask > 127).astype(np.uint8)
         border = cv2.morphologyEx(solid, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8))
         label[solid > 0] = kind + 1
         label[border > 0] = VOID
-    y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
+    y, x = np.mgrid[: look.height, : look.width].astype(np.float32)
     light_angle = rng.uniform(0, 2 * np.pi)
-    slope = ((x / WIDTH - 0.5) * np.cos(light_angle) + (y / HEIGHT - 0.5) * np.sin(light_angle)).astype(np.float32)
+    slope = ((x / look.width - 0.5) * np.cos(light_angle) + (y / look.height - 0.5) * np.sin(light_angle)).astype(
+        np.float32
+    )
     image = image * (rng.uniform(0.7, 1.2) + rng.uniform(0, 0.5) * slope[..., None])
     image = image + rng.normal(0, rng.uniform(1, 6), image.shape)
     return np.clip(image, 0, 255).astype(np.uint8), label
 
 
-def write(out: Path, seed: int, counts: dict[str, int]) -> None:
+def write(out: Path, seed: int, counts: dict[str, int], look: Look) -> None:
     """Images, labels and lists of all splits under `out`; the lists come last, so that they name what is there."""
     from PIL import Image
 
@@ -116,7 +136,7 @@ def write(out: Path, seed: int, counts: dict[str, int]) -> None:
     for split, (name, count) in enumerate(counts.items()):
         lines = []
         for index in tqdm(range(count), f"shapes {name}", disable=None):
-            image, label = scene(seed, split, index)
+            image, label = scene(seed, split, index, look, colors)
             stem = f"{name}_{index:04d}"
             Image.fromarray(image).save(out / "image" / f"{stem}.jpg", quality=QUALITY)
             picture = Image.fromarray(label, "P")
@@ -131,10 +151,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", type=int, default=400, help="training scenes (default: %(default)s)")
     parser.add_argument("--val", type=int, default=100, help="validation scenes (default: %(default)s)")
+    parser.add_argument(
+        "--easy", action="store_true", help="small scenes of few objects, whose colours hint at the class"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder (default: this file's)")
     arguments = parser.parse_args()
     try:
-        write(arguments.out, arguments.seed, {"train": arguments.train, "val": arguments.val})
+        write(
+            arguments.out,
+            arguments.seed,
+            {"train": arguments.train, "val": arguments.val},
+            EASY if arguments.easy else Look(),
+        )
     except OSError as error:
         print(f"error: cannot write {arguments.out} ({error.strerror})", file=sys.stderr)
         sys.exit(2)

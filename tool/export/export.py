@@ -28,16 +28,16 @@ from util.data.lists import Pair, read_list, read_names, scored_list  # noqa: E4
 from util.errors import UserError  # noqa: E402
 from util.evaluate import predict  # noqa: E402
 from util.evaluate.metric import Scores, confusion_matrix  # noqa: E402
+from util.evaluate.outputs import check_outputs  # noqa: E402
 from util.evaluate.protocol import protocol_for_validation  # noqa: E402
 from util.files import atomic_write  # noqa: E402
-from util.outputs import check_outputs  # noqa: E402
 
 MIN_AGREEMENT = 0.9999  # of the labels, at each size
 SUFFIX = {"onnx": ".onnx", "state_dict": ".pth"}
 
 
 def load(cfg: config.Config) -> PSPNet:
-    return network.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False, data=cfg.data).eval()
+    return network.load(cfg.test.model_path, cfg.train.architecture, cfg.data.classes, aux=False, data=cfg.data).eval()
 
 
 def write(path: Path, content: bytes) -> None:

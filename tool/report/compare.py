@@ -1,6 +1,6 @@
 """Compare tested runs: scores with intervals, gains by class, cost, and an HTML page.
 
-    python tool/report/compare.py exp/shapes/pspnet50 exp/shapes/pspnet18 exp/shapes/pspnet50_18 [--out FOLDER]
+    python tool/report/compare.py exp/demo/pspnet50 exp/demo/pspnet18 exp/demo/pspnet50_18 [--out FOLDER]
 
 EXP is the folder of a tested run: result/metrics.json, result/gray, and model/metrics.jsonl for the
 curves. Prints Markdown, and writes report.md, report.json and report.html (one file that works
@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from tool.report import bootstrap, cost, page, runs, summary  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.evaluate.comparison import verdict  # noqa: E402
+from util.evaluate.outputs import check_outputs  # noqa: E402
 from util.files import replace_text  # noqa: E402
-from util.outputs import check_outputs  # noqa: E402
 from util.run import Parser, errors_in_one_line  # noqa: E402
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tool.report.runs import Counts, Run, read_scene
 from util.data.lists import Pair, read_colors
-from util.outputs import output_names
+from util.evaluate.outputs import output_names
 
 LONG_SIDE = 512  # of an image in the page, in pixels
 QUALITY = 85

@@ -9,7 +9,7 @@ from PIL import Image
 
 from util.config import Config
 from util.data.lists import read_colors, read_names, read_pair, scored_list
-from util.outputs import output_names
+from util.evaluate.outputs import output_names
 
 SCENES = 6
 WIDTH = 240  # of a panel, in pixels

@@ -18,8 +18,8 @@ from util.data.decode import read_image, read_label
 from util.data.lists import Pair, scored_list
 from util.errors import UserError
 from util.evaluate.metric import confusion_matrix, iou
+from util.evaluate.outputs import output_names
 from util.evaluate.testing import read_map
-from util.outputs import output_names
 
 BORDER, INSIDE = 0, 1  # regions; see near_border
 HIT, TRUTH, PREDICTED = 0, 1, 2  # kinds of counts

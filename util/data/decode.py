@@ -140,6 +140,7 @@ def read_label(
     if wrong.any():
         raise UserError(
             f"label {path} holds the value {label[wrong > 0].min()}, neither a class (0 .. {classes - 1}) nor "
-            f"TRAIN.ignore_label ({ignore_label}); DATA.label_map renames values"
+            f"TRAIN.ignore_label ({ignore_label}); DATA.label_map renames values, for instance "
+            f"{{0: {ignore_label}, 1: 0, 2: 1}} where classes count from 1"
         )
     return label

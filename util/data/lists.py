@@ -23,9 +23,9 @@ def read_text(path: str | Path, key: str) -> list[str]:
         return Path(path).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         script = Path(path).parent.parent / "prepare.py"
-        hint = f"make it with python {script} (or see `make demo`)" if script.is_file() else f"correct {key}"
+        hint = f"make it with python {script}" if script.is_file() else f"correct {key}"
         where = "" if Path(path).is_absolute() else f" in {Path.cwd()}"
-        raise UserError(f"{path} ({key}) does not exist{where}; {hint}") from None
+        raise UserError(f"{path} ({key}) does not exist{where}; {hint} (or see `make demo`)") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} ({key}) cannot be read as text ({error})") from None
 

@@ -42,7 +42,7 @@ class TrainData(Dataset):
     def __init__(self, data: Data, train: Train, seed: int, cache: Any = None):
         self.data, self.train, self.seed, self.cache = data, train, seed, cache
         self.augment = Augment(data, train)
-        self.pairs = read_list(data.train_list, "DATA.train_list", data.data_root)
+        self.pairs = read_list(data.train_list, "DATA.train_list", data.data_root) if data.train_list else []
         self.labelled = len(self.pairs)
         if data.unlabelled_list:
             self.pairs += read_list(data.unlabelled_list, "DATA.unlabelled_list", data.data_root, labelled=False)
@@ -72,20 +72,22 @@ class ResumableBatchSampler(Sampler[list[Key]]):
 
     Every epoch is a permutation of the labelled images drawn from (seed, epoch); the last ones that
     do not fill a batch are left out. The unlabelled images come in an endless sequence of
-    permutations, independent of the labelled ones, TRAIN.unlabelled_per_batch a step. The keys are
-    in such an order that each of TRAIN.accumulate equal parts has its share of both. Raises
-    UserError when the labelled images do not fill a batch.
+    permutations, independent of the labelled ones, TRAIN.unlabelled_per_batch a step; where there
+    are no labelled ones, they make the epochs instead. The keys are in such an order that each of
+    TRAIN.accumulate equal parts has its share of both. Raises UserError when an epoch's images do
+    not fill a batch.
     """
 
     def __init__(self, data: TrainData, start: int = 0):
         self.data, self.train, self.start = data, data.train, start
         train = data.train
-        self.per_epoch = data.labelled // train.batch_size
+        self.images = data.labelled or data.unlabelled  # of an epoch
+        self.per_epoch = self.images // train.batch_size
         self.steps = train.epochs * self.per_epoch
         self.crops = self.steps * (train.batch_size + train.unlabelled_per_batch)  # of the whole run, all processes
         if not self.per_epoch:
             raise UserError(
-                f"{data.data.train_list} has {data.labelled} images, fewer than TRAIN.batch_size {train.batch_size}; "
+                f"{data.data.epoch_list[0]} has {self.images} images, fewer than TRAIN.batch_size {train.batch_size}; "
                 "lower that, or list images more than once"
             )
 
@@ -93,7 +95,7 @@ class ResumableBatchSampler(Sampler[list[Key]]):
         return self.steps - self.start
 
     def __iter__(self) -> Iterator[list[Key]]:
-        seed, labelled, parts = self.data.seed, self.data.labelled, self.train.accumulate
+        seed, images, parts = self.data.seed, self.images, self.train.accumulate
 
         @functools.lru_cache(4)  # two streams; a batch may span two permutations
         def order(stream: seeds.Stream, images: int, row: int) -> NDArray[np.int64]:
@@ -108,8 +110,8 @@ class ResumableBatchSampler(Sampler[list[Key]]):
         own = slice(distributed.rank(), None, distributed.world_size())
         for step in range(self.start, self.steps):
             kinds = (
-                keys(seeds.Stream.ORDER, labelled, self.per_epoch * size, size, step, 0)[own],
-                keys(seeds.Stream.UNLABELLED_ORDER, unlabelled, unlabelled, more, step, labelled)[own],
+                keys(seeds.Stream.ORDER, images, self.per_epoch * size, size, step, 0)[own],
+                keys(seeds.Stream.UNLABELLED_ORDER, unlabelled, unlabelled, more, step, images)[own],
             )
             yield [
                 key
@@ -176,10 +178,13 @@ def shm_too_small() -> str:
 
 
 def build_loader(data: Dataset, workers: int, collate_fn: Callable = default_convert, **options) -> DataLoader:
-    """A DataLoader that keeps the global random state and pins memory where there is a GPU."""
+    """A DataLoader that keeps the global random state and pins memory where there is a GPU.
+
+    More workers than cores would only wait for each other, each with its batches in memory.
+    """
     return DataLoader(
         data,
-        num_workers=workers,
+        num_workers=min(workers, os.cpu_count() or 1),
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),

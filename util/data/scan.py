@@ -63,8 +63,10 @@ def scan_images(pairs: list[Pair], cfg: Config, source: str) -> None:
     for value, name in rows:
         share = 100 * pixels[value] / pixels.sum()
         print(f"  {name:{width}} {pixels[value]:15,} pixels {share:6.2f} %, in {images[value]:,} images")
-    rarity = np.sqrt(pixels[: len(names)].sum() / np.maximum(pixels[: len(names)], 1))
-    rarity *= (pixels[: len(names)] > 0) / max((rarity * pixels[: len(names)]).sum() / pixels[: len(names)].sum(), 1e-9)
-    print(f"  inverse square roots of these shares: TRAIN.class_weights {rarity.round(2).tolist()}")
     if absent := [name for value, name in enumerate(names) if not pixels[value]]:
         print(f"warning: in no label of {source}: {', '.join(absent)}", flush=True)
+    elif source == cfg.data.train_list:
+        counts = pixels[: len(names)]
+        rarity = 1 / np.sqrt(counts)  # over their mean over all pixels, so that the loss keeps its size
+        rarity *= counts.sum() / (rarity * counts).sum()
+        print(f"  inverse square roots of these shares: TRAIN.class_weights {rarity.round(2).tolist()}")

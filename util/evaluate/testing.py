@@ -14,16 +14,16 @@ from PIL import Image
 from util import distributed, network
 from util.config import Config
 from util.data.decode import read_label
-from util.data.label_map import warn_of_sides
+from util.data.label_map import check_labels, warn_of_sides
 from util.data.lists import Pair, read_colors, read_names, read_pair, scored_list
 from util.data.loader import progress
 from util.data.scan import scan_images
 from util.errors import UserError
 from util.evaluate import predict
 from util.evaluate.metric import Scores, confusion_matrix
+from util.evaluate.outputs import check_outputs, output_names
 from util.evaluate.protocol import protocol_for_testing
 from util.files import BackgroundWriter, check_writable, replace_text
-from util.outputs import check_outputs, output_names
 
 
 def test(cfg: Config) -> None:
@@ -43,7 +43,9 @@ def test(cfg: Config) -> None:
     pairs, maps = pairs[part], maps[part]
     if not pairs:
         raise UserError(f"TEST.index_start {t.index_start} is past the end of {t.test_list}; lower it")
-    names = read_names(cfg.data)
+    names, colors = read_names(cfg.data), read_colors(cfg.data)
+    if distributed.is_main() and t.split != "test" and cfg.data.label_map is None:
+        check_labels([pair.label for pair in pairs], names, colors, cfg.train.ignore_label)
     if t.flip and not t.has_prediction and distributed.is_main():
         warn_of_sides(names, cfg.data, "TEST.flip to False")
     inputs = [*(path for pair in pairs for path in pair), t.model_path, t.test_list, cfg.data.names_path]
@@ -79,7 +81,7 @@ def map_paths(folder: Path, names: list[str]) -> list[Path]:
 def _load(cfg: Config) -> predict.Predictor:
     """The network of TEST.model_path, frozen, under TEST's protocol."""
     dtype = distributed.precision(cfg.test.precision)
-    net = network.load(cfg.test.model_path, cfg.train.layers, cfg.data.classes, aux=False, data=cfg.data)
+    net = network.load(cfg.test.model_path, cfg.train.architecture, cfg.data.classes, aux=False, data=cfg.data)
     return predict.Predictor(net.to(distributed.device()).freeze(dtype), cfg, protocol_for_testing(cfg), dtype)
 
 
@@ -103,7 +105,6 @@ def _predict(pairs: list[Pair], names: list[str], cfg: Config) -> torch.Tensor:
 def check_only(cfg: Config, pairs: list[Pair], names: list[str]) -> None:
     """--check: read every image, predict one, write nothing. Raises UserError as `test` would."""
     t = cfg.test
-    read_colors(cfg.data)
     scan_images(pairs, cfg, t.test_list)
     if t.has_prediction:
         missing = [name for name in names if not Path(t.save_folder, "gray", f"{name}.png").is_file()]
@@ -169,7 +170,10 @@ def report(matrix: torch.Tensor, names: list[str], cfg: Config, images: int) -> 
         # teacher from student.
         "data": cfg.data.model_dump(),
         "ignore_label": cfg.train.ignore_label,
-        "network": {"layers": cfg.train.layers, "teacher_layers": cfg.distill and cfg.distill.teacher_layers},
+        "network": {
+            "layers": cfg.train.architecture,
+            "teacher_layers": cfg.distill and cfg.distill.teacher_architecture,
+        },
     }
 
 

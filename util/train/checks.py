@@ -23,8 +23,8 @@ def check_batch(train: Train) -> None:
     synced = train.sync_bn and processes > 1 and distributed.device().type == "cuda"
     if images + unlabelled == 1 and not synced:  # the pyramid's 1x1 bin then has one value a channel, and no variance
         raise UserError(
-            f"TRAIN.batch_size {train.batch_size} leaves one image for each forward pass; BatchNorm needs two: "
-            "raise it, or lower TRAIN.accumulate or the number of processes"
+            f"TRAIN.batch_size {train.batch_size} leaves one image for each forward pass; BatchNorm needs two: raise it"
+            + (", or lower TRAIN.accumulate or the number of processes" if train.batch_size > 1 else "")
         )
 
 

@@ -24,7 +24,8 @@ def training(run) -> None:
     cfg, train, progress, stepper = run.cfg, run.cfg.train, run.progress, run.stepper
     read_colors(cfg.data)
     files.check_writable(Path(train.save_path), "TRAIN.save_path")
-    scan_images(run.data.pairs[: run.data.labelled], cfg, cfg.data.train_list)
+    if run.data.labelled:
+        scan_images(run.data.pairs[: run.data.labelled], cfg, cfg.data.train_list)
     if run.data.unlabelled:
         scan_images(run.data.pairs[run.data.labelled :], cfg, cfg.data.unlabelled_list)
     if run.val:

@@ -17,6 +17,7 @@ from util.config import Config
 from util.data import lists
 from util.data.batch import ToDevice
 from util.data.loader import ResumableBatchSampler, TrainData, train_loader
+from util.errors import UserError
 from util.evaluate import predict
 from util.evaluate.metric import Scores
 from util.stop import SYNC_EVERY, Interrupt, lock, worker_death_as_user_error
@@ -48,7 +49,9 @@ class Run:
         self.progress = resume(cfg, model, optimizer)
         cache = teacher.cache if teacher and not cfg.check else None
         self.data = TrainData(cfg.data, cfg.train, self.progress.seed, cache)
-        if distributed.is_main():
+        if teacher is None and not self.data.labelled:
+            raise UserError("DATA.train_list is empty; images without labels teach with a teacher only: train_50_18.py")
+        if distributed.is_main() and self.data.labelled:
             check_classes(cfg, [pair.label for pair in self.data.pairs[: self.data.labelled]])
         self.sampler = ResumableBatchSampler(self.data, self.progress.step)
         self.stepper = Stepper(cfg.train, model, optimizer, losses, weights, self.sampler.per_epoch, cfg.data.classes)
@@ -100,12 +103,13 @@ def fit(
             run.recorder.start(run.data, run.stepper.dtype, run.progress.seed, run.epochs_done)
             if teacher and not run.progress.step:
                 teacher.check(cfg, run.val)
-            for epoch in range(run.epochs_done + 1, cfg.train.epochs + 1):
+            done = run.epochs_done
+            for epoch in range(done + 1, cfg.train.epochs + 1):
                 if run.progress.exhausted(epoch - 1):
                     break
                 line = train_epoch(run, epoch)
                 finish_epoch(run, epoch, line)
-        run.recorder.end(run.progress)
+        run.recorder.end(run.progress, done)
 
 
 def train_epoch(run: Run, epoch: int) -> dict[str, float]:
@@ -132,9 +136,9 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     means = metrics.means(f"step {steps} of {title}")  # also where a resumed epoch lacks only its validation
     schedules = {f"weight_{name}": stepper.weights.at(epoch - 1)[name] for name in stepper.weights.schedules}
     distributed.all_reduce(metrics.matrix)
-    if epoch == 1:
+    if epoch == 1 and run.data.labelled:
         recorder.labels_seen(metrics.matrix, metrics.positions * distributed.world_size())
-    scores = _scores("train", metrics.matrix)
+    scores = _scores("train", metrics.matrix) if run.data.labelled else {}
     return {"epoch": epoch, "lr": metrics.lr, **means, **schedules, **metrics.shares, **scores}
 
 

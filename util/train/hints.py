@@ -1,6 +1,5 @@
 """DISTILL.hints: any loss between any two layers, by a line of YAML. A new loss is one entry in LOSSES."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,9 +9,10 @@ from torch import Tensor, nn
 
 from model.distill import adapters, features, logits, relations
 from model.distill.adapters import StudentWithAdapters
+from model.distill.classes import Averaged, Known, Mapped, comparable
 from model.pspnet import LAYER_ZOOM_FACTOR, Output, PSPNet
 from util.data.batch import Batch
-from util.errors import UserError
+from util.errors import UserError, suggest
 from util.keys import Hint
 
 SCORES = ("logits", "aux")  # layers that hold one channel a class
@@ -58,11 +58,12 @@ class _Term(NamedTuple):
 class HintLosses:
     """The terms of DISTILL.hints, each named `<loss>_<layer>`.
 
-    weights: of each term. teacher_layers: the layers of the teacher that the terms read.
+    weights: of each term. teacher_layers: the layers of the teacher that the terms read. known: of a teacher of other
+    classes, whose logits and the student's are made comparable first.
     """
 
-    def __init__(self, terms: dict[str, _Term]):
-        self.terms = terms
+    def __init__(self, terms: dict[str, _Term], known: Known | None = None):
+        self.terms, self.known = terms, known
         self.weights = {name: term.weight for name, term in terms.items()}
         self.teacher_layers = {term.teacher_layer for term in terms.values()}
 
@@ -71,19 +72,23 @@ class HintLosses:
         result = {}
         for name, term in self.terms.items():
             s, t = student.layer(term.layer), teacher.layer(term.teacher_layer)
+            grids = batch.labels if term.loss.needs_classes else batch.valid
+            labels = grids[LAYER_ZOOM_FACTOR[term.teacher_layer]]
+            if term.teacher_layer == "logits":
+                s, t, labels = comparable(s, t, labels, self.known)
             if term.standardise:
                 s, t = logits.standardise(s), logits.standardise(t)
-            labels = batch.labels if term.loss.needs_classes else batch.valid
-            result[name] = term.loss.function(s, t, labels[LAYER_ZOOM_FACTOR[term.teacher_layer]], **term.options)
+            result[name] = term.loss.function(s, t, labels, **term.options)
         return result
 
 
 def with_hints(
-    hints: Sequence[Hint], student: PSPNet, teacher: PSPNet
+    hints: Sequence[Hint], student: PSPNet, teacher: PSPNet | Mapped | Averaged, labelled: bool = True
 ) -> tuple[PSPNet | StudentWithAdapters, HintLosses]:
     """-> the student, with the adapters that the hints need, and the hints' losses.
 
-    Raises UserError for an unknown loss or option, two hints of one name, and a layer that a network does not have.
+    labelled: whether any image has labels. Raises UserError for an unknown loss or option, two hints of one name, a
+    layer that a network does not have, and a loss that needs labels where there are none.
     """
     terms: dict[str, _Term] = {}
     modules, layers = nn.ModuleDict(), {}
@@ -92,16 +97,20 @@ def with_hints(
         name, target = f"{hint.loss}_{hint.layer}", hint.teacher_layer or hint.layer
         where = f"DISTILL.hints, {name}"
         if hint.loss not in LOSSES:
-            raise UserError(f"DISTILL.hints: unknown loss {hint.loss}; {_suggest(hint.loss, LOSSES)}")
+            raise UserError(f"DISTILL.hints: unknown loss {hint.loss}; {suggest(hint.loss, LOSSES)}")
         if name in terms:
             raise UserError(f"{where} is there twice; one layer takes a loss once")
         loss = LOSSES[hint.loss]
+        if loss.needs_classes and not labelled:
+            raise UserError(f"{where}: {hint.loss} needs labels, and DATA.train_list is empty; choose another loss")
         for layer, channels, role in ((hint.layer, student_channels, "student"), (target, teacher_channels, "teacher")):
             if layer not in channels:
-                raise UserError(f"{where}: the {role} has no {layer} (no auxiliary head); choose another layer")
+                raise UserError(f"{where}: the {role} has no {layer}; its layers are {', '.join(channels)}")
             if (loss.scores_only or hint.standardise) and layer not in SCORES:
                 what = hint.loss if loss.scores_only else "standardise"
                 raise UserError(f"{where}: {what} works on class scores; its layers are logits and aux")
+        if target == "logits" and teacher.known:
+            _check_comparable(where, hint, loss, teacher.known)
         options = _options(where, hint.model_extra, loss.function, loss.adapter)
         adapter = loss.adapter(student_channels[hint.layer], teacher_channels[target], **options[loss.adapter])
         same_grid = LAYER_ZOOM_FACTOR[hint.layer] == LAYER_ZOOM_FACTOR[target]
@@ -110,7 +119,21 @@ def with_hints(
             modules[name], layers[name] = adapter, (hint.layer, target)
         layer = name if adapted else hint.layer
         terms[name] = _Term(loss, options[loss.function], _weight(hint, loss), layer, target, hint.standardise)
-    return (StudentWithAdapters(student, modules, layers) if layers else student), HintLosses(terms)
+    return (StudentWithAdapters(student, modules, layers) if layers else student), HintLosses(terms, teacher.known)
+
+
+def _check_comparable(where: str, hint: Hint, loss: Loss, known: Known) -> None:
+    """Of a hint on the log-probabilities of a teacher of other classes."""
+    if hint.layer not in SCORES or loss.adapter not in (adapters.identity, adapters.conv1x1_if_channels_differ):
+        fit = [name for name, other in LOSSES.items() if other.adapter is adapters.identity and not other.needs_classes]
+        raise UserError(
+            f"{where}: the teacher gives log-probabilities of its classes, which no adapter learns: compare them with "
+            f"the student's logits or aux, by {', '.join([*fit, 'cwd', 'mse', 'nfd'])}"
+        )
+    if loss.function is logits.dkd and len(known.indices) < known.classes:
+        raise UserError(
+            f"{where}: dkd needs every class, and the teacher knows {len(known.indices)} of {known.classes}"
+        )
 
 
 def _weight(hint: Hint, loss: Loss) -> float:
@@ -129,7 +152,7 @@ def _options(where: str, given: dict[str, Any], *functions: Callable) -> dict[Ca
     chosen: dict[Callable, dict[str, Any]] = {function: {} for function in functions}
     for key, value in given.items():
         if key not in types:
-            raise UserError(f"{where}: unknown option {key}; {_suggest(key, types)}")
+            raise UserError(f"{where}: unknown option {key}; {suggest(key, types)}")
         function, kind = types[key]
         try:
             chosen[function][key] = TypeAdapter(kind).validate_python(value)
@@ -137,8 +160,3 @@ def _options(where: str, given: dict[str, Any], *functions: Callable) -> dict[Ca
             reason = error.errors()[0]["msg"]
             raise UserError(f"{where}: {key}: {reason[0].lower()}{reason[1:]}, not {value!r:.60}") from None
     return chosen
-
-
-def _suggest(name: str, known) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"

@@ -52,8 +52,8 @@ class Recorder:
     def start(self, data: TrainData, dtype: torch.dtype, seed: int, done: int) -> None:
         more = f" and {data.unlabelled} unlabelled" if data.unlabelled else ""
         self.log.info(
-            f"training on {distributed.device().type} in {dtype}, {data.labelled} images{more}, seed {seed}, {done} of "
-            f"{self.cfg.train.epochs} epochs done, writing to {self.folder}"
+            f"training on {distributed.device().type} in {dtype}, PSPNet-{self.cfg.train.layers}, {data.labelled} "
+            f"images{more}, seed {seed}, {done} of {self.cfg.train.epochs} epochs done, writing to {self.folder}"
         )
 
     def steps(self, step: int, means: dict[str, float], lr: float, rate: float, where: str) -> None:
@@ -79,12 +79,14 @@ class Recorder:
             if name != "epoch":
                 self.writer.add_scalar(f"epoch/{name}", value, step)  # by steps, as all else, so that a resume can cut
         val = f", val mIoU {line['val_mIoU']:.4f}, gap {line['gap']:.4f}" if "val_mIoU" in line else ""
-        self.log.info(f"epoch {line['epoch']}: loss {line['loss']:.4f}, train mIoU {line['train_mIoU']:.4f}{val}")
+        train = f", train mIoU {line['train_mIoU']:.4f}" if "train_mIoU" in line else ""
+        self.log.info(f"epoch {line['epoch']}: loss {line['loss']:.4f}{train}{val}")
         shares = {name.removeprefix("share_"): value for name, value in line.items() if name.startswith("share_")}
         if len(shares) > 2:  # more than plain training's two terms
             text = ", ".join(f"{name} {100 * value:.0f} %" for name, value in shares.items())
             self.log.info(f"epoch {line['epoch']}: shares of the gradient at the student's shared layer: {text}")
-        self._pictures(step, net)
+        if train:  # without labels the scores are those of chance
+            self._pictures(step, net)
         self.writer.flush()
 
     def labels_seen(self, matrix: torch.Tensor, positions: int) -> None:
@@ -113,8 +115,11 @@ class Recorder:
             picture = cv2.resize(picture, (width, PICTURE_HEIGHT), interpolation=cv2.INTER_AREA)
             self.writer.add_image(f"val/{number}", picture, step, dataformats="HWC")
 
-    def end(self, progress: Progress) -> None:
+    def end(self, progress: Progress, done: int) -> None:
+        """done: epochs that were finished when the run was started."""
         epochs = self.cfg.train.epochs
+        if done == epochs:
+            self.log.info(f"{self.folder} holds a finished run: nothing was left to do")
         if progress.epoch < epochs:
             self.log.info(
                 f"ended after epoch {progress.epoch}: no better val mIoU in {self.cfg.train.patience} epochs "

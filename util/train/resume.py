@@ -16,6 +16,7 @@ from util import checkpoint, distributed
 from util.config import Config, defaults
 from util.data.lists import read_text
 from util.errors import UserError
+from util.teachers import sources
 
 # Keys that do not change what is learned. The training lists may move: their content is compared.
 MAY_CHANGE_ON_RESUME = {
@@ -38,15 +39,15 @@ class Progress:
 
     def __init__(self, cfg: Config, model: PSPNet | StudentWithAdapters, optimizer: torch.optim.Optimizer):
         self.train, self.folder, self.optimizer = cfg.train, Path(cfg.train.save_path), optimizer
-        self.train_list = cfg.data.train_list
         self.modules: dict[str, nn.Module] = {"state_dict": model}  # what testing loads is the network alone
         if isinstance(model, StudentWithAdapters):
             self.modules = {"state_dict": model.net, "adapters": model.adapters}
         self.step, self.best, self.best_epoch, self.seed = 0, -1.0, 0, _seed(cfg.train.manual_seed)
         self.partial: dict[str, Any] | None = None  # metrics of an epoch whose line is not written yet
         self.settings = _settings(cfg)
-        lines = read_text(cfg.data.train_list, "DATA.train_list")
+        lines = read_text(*cfg.data.epoch_list)
         self.images = [zlib.crc32(" ".join(line.split()).encode()) for line in lines if line.strip()]
+        self.layers = self.modules["state_dict"].layers  # the backbone: testing builds the same
         self.normalisation = {"mean": cfg.data.mean, "std": cfg.data.std}  # testing must use the same
         val = cfg.data.val_list and _digest(cfg.data.val_list, "DATA.val_list")
         self.validation = {"base_size": cfg.test.base_size, "val_list": val}
@@ -65,7 +66,8 @@ class Progress:
         if not distributed.is_main():
             return
         content = {key: getattr(self, key) for key in self.saved}
-        content |= {"normalisation": self.normalisation, "epoch": self.epoch, "processes": distributed.world_size()}
+        content |= {"normalisation": self.normalisation, "layers": self.layers, "epoch": self.epoch}
+        content["processes"] = distributed.world_size()
         content |= {key: module.state_dict() for key, module in self.modules.items()}
         content["optimizer"] = self.optimizer.state_dict()
         # The last step may have spoilt the weights with a loss that was finite.
@@ -91,19 +93,20 @@ class Progress:
         if changed:
             raise UserError(
                 f"{path} was trained with other settings: {', '.join(changed.values())}; take them back, or start anew "
-                "with another TRAIN.save_path and TRAIN.resume auto"
+                "with another TRAIN.save_path and TRAIN.resume auto, and this file as TRAIN.weight"
             )
         for key, module in self.modules.items():
             state = checkpoint.tensors({"state_dict": content[key]}, path) if content[key] else {}
             checkpoint.check_match(state, module.state_dict(), path, f"this run's network ({key})")
             module.load_state_dict(state)
         self.optimizer.load_state_dict(content["optimizer"])
-        own, images = self.validation, self.images
+        own, images, train_list = self.validation, self.images, self.settings.get(TRAIN_LIST)
         for key in self.saved:
             setattr(self, key, content.get(key, getattr(self, key)))
-        self.images, self.settings = images, self.settings | {TRAIN_LIST: _digest(self.train_list, "DATA.train_list")}
+        self.images, self.settings = images, self.settings | {TRAIN_LIST: train_list}
         if self.validation != own:
-            log.warning("warning: validation has changed (val_list or TEST.base_size); the best val mIoU starts anew")
+            if self.best_epoch:
+                log.warning("warning: val_list or TEST.base_size has changed: the best val mIoU starts anew")
             self.validation, self.best, self.best_epoch = own, -1.0, self.epoch
         if (processes := content.get("processes", 1)) != distributed.world_size():
             log.warning(
@@ -115,7 +118,8 @@ class Progress:
 def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        nested = isinstance(value, dict) and key != "teacher_classes"  # which is compared as a whole
+        flat |= _flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat
 
 
@@ -129,17 +133,17 @@ def _settings(cfg: Config) -> dict[str, Any]:
     for key in ("train_list", "unlabelled_list"):
         if path := getattr(cfg.data, key):
             flat[f"content of DATA.{key}"] = _digest(path, f"DATA.{key}")
-    images = sum(bool(line.strip()) for line in read_text(cfg.data.train_list, "DATA.train_list"))
+    images = sum(bool(line.strip()) for line in read_text(*cfg.data.epoch_list))
     flat["steps an epoch"] = images // cfg.train.batch_size or 1
     # `auto` depends on the machine, and a file may be replaced.
     flat["TRAIN.precision"] = _precision(cfg.train.precision)
     if cfg.distill:
         flat["DISTILL.precision"] = _precision(cfg.distill.precision or cfg.train.precision)
-        if cfg.distill.cache and flat["DISTILL.precision"] != "bfloat16":
+        rounded = flat["DISTILL.precision"] != "bfloat16" or not sources.is_one_checkpoint(cfg.distill)
+        if cfg.distill.cache and rounded:
             flat["float16 by DISTILL.cache"] = True
-        if checkpoint.exists(cfg.distill.teacher_path):
-            with Path(cfg.distill.teacher_path).open("rb") as file:
-                flat["content of DISTILL.teacher_path"] = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+        if digest := sources.digest(cfg.distill.teachers):
+            flat["content of DISTILL.teacher_path"] = digest[:12]
     return flat
 
 

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.distill.adapters import StudentWithAdapters
 from model.pspnet import Output, PSPNet
+from model.timm_backbone import convert_sync_batchnorm
 from util import distributed
 from util.data.batch import Batch
 from util.errors import UserError
@@ -76,7 +77,7 @@ class Stepper:
         self.device, self.dtype = distributed.device(), distributed.precision(train.precision)
         self.optimizer = optimizer
         self.gradient_shares = GradientShares(model)
-        self.model = _distribute(train, model)
+        self.model = _distribute(train, model, unused="ce" not in weights)  # heads, where only features are learned
         self.forward = self.model
         self.metrics = EpochMetrics(list(weights), classes, self.device)
 
@@ -136,13 +137,13 @@ def build_optimizer(train: Train, model: PSPNet | StudentWithAdapters) -> torch.
     return torch.optim.SGD(groups, train.base_lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=True)
 
 
-def _distribute(train: Train, model: nn.Module) -> nn.Module:
+def _distribute(train: Train, model: nn.Module, unused: bool) -> nn.Module:
     if distributed.world_size() == 1:
         return model
     if distributed.device().type != "cuda":
         if train.sync_bn:
             log.info("TRAIN.sync_bn needs CUDA; here each process normalises by its own share of the batch")
-        return DistributedDataParallel(model)
+        return DistributedDataParallel(model, find_unused_parameters=unused)
     if train.sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return DistributedDataParallel(model, device_ids=[distributed.device().index])
+        model = convert_sync_batchnorm(model)
+    return DistributedDataParallel(model, device_ids=[distributed.device().index], find_unused_parameters=unused)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from model.distill.classes import Averaged, Mapped, output_dtype
 from model.pspnet import Output, PSPNet
 from util import distributed
 from util.config import Config
@@ -27,10 +28,10 @@ class Teacher:
     473 would keep a gigabyte alive during the student's step.
     """
 
-    def __init__(self, cfg: Config, net: PSPNet, layers: Iterable[str] = ()):
+    def __init__(self, cfg: Config, net: PSPNet | Mapped | Averaged, layers: Iterable[str] = ()):
         self.net, self.forward = net, net
-        self.dtype, self.device = next(net.parameters()).dtype, distributed.device()
-        scores = ["logits"] if net.aux is None else ["logits", "aux"]
+        self.dtype, self.device = output_dtype(net), distributed.device()
+        scores = [name for name in ("logits", "aux") if name in net.channels()]
         self.layers = {*layers} - {"logits", "aux"}
         self.cache = TeacherCache(cfg, net, sorted({*scores, *layers})) if cfg.distill.cache else None
         self.writer = BackgroundWriter()  # not the cache's: that is pickled for workers that are not forked
@@ -72,7 +73,7 @@ class Teacher:
     def check(self, cfg: Config, val: list[Pair]) -> None:
         """Score the teacher on DISTILL.check_images of `val`; warn when naming the most frequent class is better."""
         count = min(cfg.distill.check_images, len(val))
-        if not count:
+        if not count or "logits" not in self.net.channels():
             return
         pairs = [val[i * len(val) // count] for i in range(count)]
         matrix = predict.validate(self.net, pairs, cfg, self.dtype)

@@ -14,18 +14,21 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.distill.classes import Averaged, Mapped, output_dtype
 from model.pspnet import LAYER_ZOOM_FACTOR, Output, PSPNet
 from util import distributed, files
 from util.config import Config, Data
 from util.data.batch import CachedOutputs, Key
-from util.data.lists import read_text
+from util.data.lists import read_names, read_text
 from util.errors import UserError
+from util.teachers import sources
 
 HEAD = struct.Struct("<II")  # checksums of the crop and of the map
 GB = 1e9
@@ -40,22 +43,20 @@ class TeacherCache:
     float16, for the run that writes, too, so that it learns the same as those that read.
     """
 
-    def __init__(self, cfg: Config, teacher: PSPNet, layers: Sequence[str]):
+    def __init__(self, cfg: Config, teacher: PSPNet | Mapped | Averaged, layers: Sequence[str]):
         t, d, data = cfg.train, cfg.distill, cfg.data
         self.device = distributed.device()
-        bfloat16 = next(teacher.parameters()).dtype == torch.bfloat16
+        bfloat16 = output_dtype(teacher) == torch.bfloat16
         self.storage_dtype = torch.bfloat16 if bfloat16 else torch.float16
         channels = teacher.channels()
         self.shapes = {
             name: (channels[name], *((side - 1) * LAYER_ZOOM_FACTOR[name] // 8 + 1 for side in (t.train_h, t.train_w)))
             for name in layers
         }
-        with Path(d.teacher_path).open("rb") as file:
-            weights = hashlib.file_digest(file, "sha256").hexdigest()
         # The crop's checksum stands for images, augmentation and normalisation's input; this is the rest, and what
         # keeps runs of different crops from overwriting each other's.
         self.description = {
-            "teacher": {"sha256": weights, "layers": d.teacher_layers},
+            "teacher": _description(cfg, teacher),
             "computed": [str(self.storage_dtype), self.device.type, data.mean, data.std],
             "seed": t.manual_seed,
             "crops": {
@@ -122,7 +123,7 @@ class TeacherCache:
         maps = {name: x.to(self.device, non_blocking=True).view(self.storage_dtype) for name, x in layers.items()}
         if self.storage_dtype == torch.float16:
             maps = {name: x.float() for name, x in maps.items()}
-        return Output(maps.pop("logits"), maps.pop("aux", None), maps)
+        return Output(maps.pop("logits", None), maps.pop("aux", None), maps)
 
     def write(self, cached: CachedOutputs, layers: dict[str, Tensor]) -> None:
         """Write the batch's records. A disk that is full or gone ends the writing, with a warning, not the run."""
@@ -164,3 +165,14 @@ def _digest(data: Data, key: str) -> str | None:
     if path := getattr(data, key):
         return hashlib.sha256("\n".join(read_text(path, f"DATA.{key}")).encode()).hexdigest()[:16]
     return None
+
+
+def _description(cfg: Config, teacher: PSPNet | Mapped | Averaged) -> dict[str, Any]:
+    """Its weights, and how the scores of one of other classes come about."""
+    d = cfg.distill
+    own = {"sha256": sources.digest(d.teachers), "layers": d.teacher_architecture}
+    if isinstance(teacher, PSPNet):
+        return own
+    precision = str(distributed.precision(d.precision or cfg.train.precision))
+    own |= {"classes": d.teacher_classes, "weights": d.teacher_weights, "precision": precision}
+    return own | {"names": read_names(cfg.data)}

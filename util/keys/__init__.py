@@ -3,35 +3,24 @@
 Sections and keys are those of the semseg family.
 """
 
-import os
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from model.distill.options import AboveZero, NotNegative, Positive, Share
+from util.keys.base import Backbone, Depth, Precision, Section, UserPath
+from util.keys.distill import Distill, Hint, Schedule
+
+__all__ = ["Config", "Data", "Distill", "Hint", "Schedule", "Test", "Train"]
 
 Size = Annotated[int, Field(ge=9, le=32766)]  # pixels a side; OpenCV's warps end at 32767
 Scale = Annotated[float, Field(ge=0.01, le=100)]
-Depth = Literal[18, 34, 50, 101, 152]
-Precision = Literal["auto", "fp32", "tf32", "bf16"]
-Layer = Literal["layer1", "layer2", "layer3", "layer4", "ppm", "feature", "aux_feature", "aux", "logits"]
-
-
 LabelSource = int | Annotated[str, Field(pattern=r"^(other|\d{1,3} \d{1,3} \d{1,3})$")]  # value, or colour
-
-
-class Section(BaseModel):
-    """Unknown keys fail, values keep their type (no "21" for 21), nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Data(Section):
     data_root: UserPath
-    train_list: UserPath
+    train_list: UserPath | None = None  # empty: only DATA.unlabelled_list, and what a teacher says of it
     val_list: UserPath | None = None  # needed by evaluate, and by DISTILL.check_images
     unlabelled_list: UserPath | None = None
     classes: Annotated[int, Field(ge=1, le=253)]  # of a label's 256 values, three are reserved: model/labels.py
@@ -43,6 +32,13 @@ class Data(Section):
     image_max: Annotated[int, Field(ge=256, le=65535)] | None = None
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [123.675, 116.28, 103.53]
     std: Annotated[list[float], Field(min_length=3, max_length=3)] = [58.395, 57.12, 57.375]
+
+    @property
+    def epoch_list(self) -> tuple[str, str]:
+        """The path of the list that an epoch goes through, and its key."""
+        if self.train_list:
+            return self.train_list, "DATA.train_list"
+        return self.unlabelled_list, "DATA.unlabelled_list"
 
     @model_validator(mode="after")
     def _check(self):
@@ -58,6 +54,7 @@ class Data(Section):
 
 class Train(Section):
     layers: Depth
+    backbone: Backbone | None = None
     stem: Literal["plain", "deep"] = "plain"
     pretrained: UserPath = "imagenet"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -108,51 +105,19 @@ class Train(Section):
         if self.rotate_min > self.rotate_max:
             raise ValueError("rotate_min is above rotate_max")
         if self.batch_size % self.accumulate:
-            raise ValueError("accumulate must divide batch_size")
+            raise ValueError(f"accumulate must divide batch_size: {self.batch_size} / {self.accumulate}")
         if self.unlabelled_per_batch % self.accumulate:
             raise ValueError("accumulate must divide unlabelled_per_batch")
         if self.patience and not self.evaluate:
             raise ValueError("patience counts epochs by their val mIoU: set evaluate to True")
+        if self.backbone and self.stem != "plain":
+            raise ValueError(f"stem {self.stem} is of ResNets; leave it out beside backbone {self.backbone}")
         return self
 
-
-class Weights(Section):
-    ce: NotNegative = 1.0
-    kl: NotNegative = 1.0
-    aux_mse: NotNegative = 1.0
-    aux_ce: NotNegative = 0.4
-
-
-class Hint(Section):
-    """A loss's own options (temperature, patch ...) may stand beside these; util/train/hints.py checks them."""
-
-    model_config = ConfigDict(extra="allow")
-    layer: Layer
-    teacher_layer: Layer | None = None
-    loss: str
-    weight: NotNegative | None = None
-    standardise: bool = False
-
-
-class Schedule(Section):
-    shape: Literal["constant", "linear", "cosine"]
-    start: NotNegative = Field(alias="from", default=0.0)
-    until: AboveZero | None = None
-
-
-class Distill(Section):
-    teacher_layers: Depth = 50
-    teacher_path: UserPath | None = None  # else that of teacher_config: its TEST.model_path
-    teacher_config: UserPath | None = None
-    precision: Precision | None = None
-    check_images: Annotated[int, Field(ge=0)] = 4
-    cache: UserPath | None = None
-    mask: Literal["labelled", "unpadded"] = "labelled"
-    temperature: AboveZero = 2.0
-    standardise: bool = False
-    weights: Weights = Weights()
-    hints: list[Hint] = []
-    schedules: dict[str, Schedule] = {}
+    @property
+    def architecture(self) -> int | str:
+        """timm/NAME, or the ResNet's depth."""
+        return self.backbone or self.layers
 
 
 class Compare(Section):
@@ -199,7 +164,17 @@ class Config(Section):
             raise ValueError(f"DATA.label_map gives {min(wrong)}, neither a class nor TRAIN.ignore_label")
         if self.train.class_weights and len(self.train.class_weights) != self.data.classes:
             raise ValueError(f"TRAIN.class_weights has {len(self.train.class_weights)} numbers, not one a class")
-        if bool(self.data.unlabelled_list) != bool(self.train.unlabelled_per_batch):
+        if not self.data.train_list:
+            if not self.data.unlabelled_list:
+                raise ValueError("DATA.train_list is missing (or, for a teacher alone, DATA.unlabelled_list)")
+            if self.train.unlabelled_per_batch or self.train.evaluate:
+                raise ValueError(
+                    "without DATA.train_list set TRAIN.unlabelled_per_batch to 0 (TRAIN.batch_size counts the images "
+                    "of DATA.unlabelled_list) and TRAIN.evaluate to False"
+                )
+            if self.distill and (self.distill.weights.ce or self.distill.weights.aux_ce):
+                raise ValueError("without DATA.train_list nothing has labels: set DISTILL.weights.ce and aux_ce to 0")
+        elif bool(self.data.unlabelled_list) != bool(self.train.unlabelled_per_batch):
             raise ValueError("DATA.unlabelled_list and TRAIN.unlabelled_per_batch go together: set both or neither")
         if self.distill and self.distill.cache and self.train.manual_seed is None:
             raise ValueError("DISTILL.cache needs a TRAIN.manual_seed: without one every run draws other crops")

@@ -1,0 +1,31 @@
+"""Distil with kl alone, of logits enlarged to the labels' size instead of at stride 8.
+
+Arguments as train_50_18.py.
+"""
+
+import sys
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmark.train_kl_where_right import distil  # noqa: E402
+from model.distill.logits import kl  # noqa: E402
+from model.loss import to_float32  # noqa: E402
+from util import run  # noqa: E402
+from util.data.batch import Batch  # noqa: E402
+
+FULL = 8  # zoom factor of the labels' own size
+
+
+def full_size(s: Tensor, t: Tensor, batch: Batch, temperature: float) -> Tensor:
+    """s, t: logits (N, C, h, w) at stride 8."""
+    size = batch.image.shape[2:]
+    s, t = (F.interpolate(to_float32(x), size, mode="bilinear", align_corners=True) for x in (s, t))
+    return kl(s, t, batch.valid[FULL], temperature=temperature)
+
+
+if __name__ == "__main__":
+    run.main(lambda cfg: distil(cfg, full_size), "config/voc2012/voc2012_pspnet50_18.yaml")

@@ -1,0 +1,101 @@
+"""tool/pipeline.py on generated scenes: the demo from nothing to the report, and what it says of the time."""
+
+import re
+import zlib
+
+import numpy as np
+import pytest
+from conftest import ROOT, python
+
+from dataset.shapes import prepare
+from tool import forecast, pipeline
+
+
+@pytest.mark.slow
+def test_the_demo_from_nothing_to_the_report(tmp_path):
+    """And a second time, when all is there: nothing is trained again."""
+    command = ("tool/pipeline.py", "--dataset", "demo", "--seed", "3", "--out", tmp_path, "TRAIN.epochs", "1")
+    result = python(*command)
+    assert result.returncode == 0, result.stderr
+    said = result.stdout
+    assert said.index("minutes on this machine") < said.index("$ python train_50.py")
+    shares = [int(share) for share in re.findall(r"^== \w+\.py: (\d+) % of all done", said, re.MULTILINE)]
+    assert shares[0] == 0 and shares == sorted(shares) and len(shares) >= 6 and shares[-1] < 100
+    assert all((tmp_path / name).is_file() for name in ("report.html", "comparison.png"))
+    again = python(*command)
+    assert again.returncode == 0 and "train_50.py: " not in again.stdout and again.stdout.count("skipping") == 3
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """clock(seconds) sets the time that forecast.py sees."""
+
+    def set_to(seconds):
+        monkeypatch.setattr(forecast.time, "monotonic", lambda: seconds)
+
+    set_to(0)
+    return set_to
+
+
+def test_the_time_left_follows_the_pace_so_far(clock, capsys):
+    """Twice as slow as measured, so twice what is left; a line for each change; what is skipped takes nothing."""
+    progress = forecast.Progress({"a.py": 60, "b.py": 120, "c.py": 60})
+    progress.say("a.py")
+    clock(120)
+    progress.finish("a.py")
+    progress.say("b.py"), progress.say("b.py")
+    clock(240)
+    progress.say("b.py", 0.5)
+    progress.skip("c.py")
+    progress.say("b.py", 0.75)
+    assert capsys.readouterr().out.splitlines() == [
+        "== a.py: 0 % of all done in 0.0 minutes, about 4.0 left",
+        "== b.py: 25 % of all done in 2.0 minutes, about 6.0 left",
+        "== b.py: 50 % of all done in 4.0 minutes, about 4.0 left",
+        "== b.py: 83 % of all done in 4.0 minutes, about 0.8 left",
+    ]
+    forecast.Progress({}).say("a.py")  # of a dataset whose time is not measured
+    assert capsys.readouterr().out == ""
+
+
+def test_the_forecast_is_of_the_steps_and_images_that_will_be(tmp_path, monkeypatch):
+    """A step is said to take 1 s (teacher) and 2 s (student), a batch's forward pass half of it."""
+    seconds = {50: (1.0, 0.5), 18: (2.0, 1.0)}
+    monkeypatch.setattr(forecast, "passes", lambda cfg: seconds[cfg.train.layers])
+    monkeypatch.setattr(forecast.subprocess, "run", lambda *_, **__: None)
+    monkeypatch.setattr(forecast.time, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(
+        forecast, "read_list", lambda path, *_: range({"train.txt": 10, "val.txt": 3}[path.split("/")[-1]])
+    )
+    given = "TRAIN.batch_size 4 TRAIN.epochs 3 TRAIN.train_h 33 TRAIN.train_w 33 TEST.base_size 66".split()
+    runs = pipeline.three_runs("demo", 3, tmp_path, tmp_path, given)
+    costs = forecast.measure({depth: run.load() for depth, run in runs.items()})
+    assert list(costs) == [f"{kind}_{depth}.py" for depth in ("50", "18", "50_18") for kind in ("train", "test")]
+    assert [costs[f"train_{depth}.py"] for depth in ("50", "18", "50_18")] == [6.0, 12.0, 15.0]  # 2 steps an epoch
+    assert costs["test_50.py"] == 3 * 2 * 4 * 0.5 / 4 and costs["test_18.py"] == costs["test_50_18.py"] == 6.0
+
+
+def test_the_forecasts_step_is_a_training_step(tmp_path):
+    pipeline.prepare("demo", tmp_path, 3)
+    cfg = pipeline.three_runs("demo", 3, tmp_path, tmp_path, [])["18"].load()
+    step, forward = forecast.passes(cfg)
+    assert step > forward > 0
+
+
+def test_easy_scenes_are_small_and_their_colours_hint_at_the_class():
+    """Beside the same scenes without the hint: the objects' colours lie nearer to their classes'."""
+    colors = np.loadtxt(ROOT / "dataset/shapes/shapes_colors.txt", dtype=np.uint8)
+    distances = []
+    for look in (prepare.EASY, prepare.EASY._replace(hint=0.0)):
+        image, label = prepare.scene(0, 0, 0, look, colors)
+        assert image.shape == (64, 64, 3) and label.shape == (64, 64)
+        on = (label > 0) & (label < 255)
+        distances.append(np.abs(image[on].astype(float) - colors[label[on]]).mean())
+    assert distances[0] < 0.9 * distances[1]
+
+
+def test_the_scenes_of_the_recorded_results_stay_the_same():
+    """A change of the generator's draws would make shapes another dataset."""
+    colors = np.zeros((8, 3), np.uint8)
+    labels = [prepare.scene(10, split, 7, prepare.Look(), colors)[1] for split in (0, 1)]
+    assert [zlib.crc32(label.tobytes()) for label in labels] == [3961784211, 2725368659]

@@ -1,0 +1,118 @@
+"""The frozen teacher that DISTILL.teacher_path names: one of ours, another library's, or several as one."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from model.distill.classes import Averaged, Mapped
+from model.pspnet import PSPNet
+from util import config, distributed, network
+from util.config import Config
+from util.data.lists import read_names
+from util.errors import UserError, out_of_memory, worker_death
+from util.teachers import names, sources
+
+log = logging.getLogger("teacher")
+
+
+def load(cfg: Config) -> PSPNet | Mapped | Averaged:
+    """The teacher on the device, in DISTILL.precision (or else TRAIN.precision).
+
+    Raises UserError for what cannot be read, for classes that do not fit, and for a term that asks for what the teacher
+    does not have.
+    """
+    distill = cfg.distill
+    if distill is None or (len(distill.teachers) == 1 and _is_ours(cfg, distill.teachers[0], distill.mappings[0])):
+        return network.load_teacher(cfg)
+    pairs = zip(distill.teachers, distill.mappings, strict=True)
+    members = [_member(cfg, path, mapping) for path, mapping in pairs]
+    teacher = members[0]
+    if len(members) > 1:
+        teacher = Averaged(members, distill.teacher_weights or [1.0] * len(members))
+        if len(teacher.known.indices) < 2:
+            raise UserError("DISTILL.teacher_path: the teachers have fewer than two of our classes in common")
+    if teacher.aux is None and distill.weights.aux_mse > 0:
+        raise UserError(
+            f"the teacher {', '.join(distill.teachers)} has no auxiliary scores of our classes (another library's "
+            "network, mapped classes or several teachers); set DISTILL.weights.aux_mse to 0"
+        )
+    return teacher
+
+
+def _is_ours(cfg: Config, path: str, mapping: Mapping | None) -> bool:
+    """Whether a checkpoint of this project, with the classes of DATA in their order as far as is known."""
+    if mapping is not None or sources.parse(path).kind != "checkpoint":
+        return False
+    own = _names_of_config(cfg, path)
+    return own is None or own == read_names(cfg.data)
+
+
+def _names_of_config(cfg: Config, path: str, mapped: bool = False) -> list[str] | None:
+    """The classes of a checkpoint of ours: DISTILL.teacher_config's, where it is that config's, or is `mapped`."""
+    other = cfg.distill.teacher_config
+    if not other or not (mapped or Path(other).is_file()):
+        return None
+    other = config.load(other, ["DISTILL.teacher_path", "unused"])
+    return read_names(other.data) if mapped or other.test.model_path == path else None
+
+
+def _member(cfg: Config, path: str, mapping: Mapping[str, Sequence[str]] | None) -> Mapped:
+    dtype = distributed.precision(cfg.distill.precision or cfg.train.precision)
+    ours, source, raw = read_names(cfg.data), sources.parse(path), True
+    if source.kind == "checkpoint":
+        theirs = _names_of_config(cfg, path, mapping is not None) or (None if mapping else ours)
+        if theirs is None:
+            raise UserError(
+                f"DISTILL.teacher_classes: {path} does not hold the names of its classes; name the config of its "
+                "training in DISTILL.teacher_config, whose DATA.names_path has them"
+            )
+        net = None
+    elif source.kind == "torchvision":
+        from util.teachers import torchvision_models
+
+        net, theirs = torchvision_models.load(source.name, source.file, cfg.data, dtype)
+    else:
+        from util.teachers import hf
+
+        net, theirs, raw = hf.load(source.name, cfg.data, dtype)
+    groups = names.groups(ours, theirs, mapping, f"the teacher {path}")
+    if net is None:
+        net = network.load_teacher(_for_one(cfg, path, len(theirs)))
+        if net.cls is None:
+            raise UserError(f"{path} (DISTILL.teacher_path) is a backbone without classes: it teaches alone, unmapped")
+    else:
+        net.to(distributed.device())
+        _probe(net, cfg, path)
+    unknown = [name for name, group in zip(ours, groups, strict=True) if not group]
+    without = f"; it does not know {', '.join(unknown)}" if unknown else ""
+    used, made = sum(map(len, groups)), len(ours) - len(unknown)
+    log.info(f"teacher {path}: {used} of its {len(theirs)} classes make up {made} of our {len(ours)}{without}")
+    own = dtype if source.kind == "checkpoint" else torch.float32  # another library's takes care of its own
+    return Mapped(net, groups, raw, own)
+
+
+def _for_one(cfg: Config, path: str, classes: int) -> Config:
+    """cfg with one teacher, of so many classes."""
+    distill = cfg.distill.model_copy(update={"teacher_path": path})
+    return cfg.model_copy(update={"distill": distill, "data": cfg.data.model_copy(update={"classes": classes})})
+
+
+@torch.no_grad()
+def _probe(net: nn.Module, cfg: Config, path: str) -> None:
+    """One crop through a network of another library: that it takes one is seen before the data is read."""
+    crop = (cfg.train.train_h, cfg.train.train_w)
+    try:
+        scores = net(torch.zeros(1, 3, *crop, device=distributed.device())).logits
+    except Exception as error:  # what another library's code raises is its own
+        if worker_death(error) or out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"DISTILL.teacher_path {path} fails on a crop of {crop[0]}x{crop[1]}, resized to "
+            f"{'x'.join(map(str, net.size(crop)))} as its own files say: {reason:.200}"
+        ) from None
+    if scores.shape[1] != net.classes:
+        raise UserError(f"{path} gives scores of {scores.shape[1]} classes, and names {net.classes}")
