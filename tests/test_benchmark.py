@@ -88,21 +88,29 @@ FAILED tests/test_gpu.py::test_b[cuda-compile] - AssertionError: assert 1 == 2
 
 
 def test_a_way_that_fails_or_has_no_time_is_no_row(tmp_path, monkeypatch):
+    clock = [0.0]
+    now = Namespace(monotonic=lambda: clock[0], perf_counter=lambda: clock[0])
+    for module in (gpu, measure):
+        monkeypatch.setattr(module, "time", now)
     monkeypatch.setattr(step_variants, "plain_step", lambda kind, options: lambda: None)
-    monkeypatch.setattr(measure, "convolution_throughput", lambda dtype: (lambda: None, 1.0))
+    monkeypatch.setattr(measure, "convolution_throughput", lambda dtype: (lambda: wait(1.0), 1.0))
+
+    def wait(seconds):
+        clock[0] += seconds
 
     def make(name, kind, options, folder):
         if name == "compile":
             raise RuntimeError("no compiler")
-        return lambda: time.sleep(0.5 if "+" in name else 0.01)
+        return lambda: wait(4.0 if "+" in name else 2.0)
 
     monkeypatch.setattr(step_variants, "make", make)
-    options = Namespace(**gpu.DRY, seconds=3.5, json=tmp_path / "found.json")
+    options = Namespace(**gpu.DRY, seconds=40.0, json=tmp_path / "found.json")
     gpu.compare("student", options, tmp_path)
     found = json.loads(options.json.read_text())
     assert found["failed"] == {"compile": "RuntimeError('no compiler')"}
     assert list(found["ways"]) == ["ours", "compile+compiled-loss"]
-    assert found["ways"]["compile+compiled-loss"]["ratio"] > 5
+    row = found["ways"]["compile+compiled-loss"]
+    assert (row["ratio"], row["seconds"], row["first_step"], row["images_a_second"]) == (2.0, 4.0, 4.0, 0.5)
     assert ["compile", "compile+compiled-loss", *found["left_out"]] == gpu.WAYS["student"].split()
 
 
