@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from argparse import Namespace
 
 import pytest
-from conftest import python
+from conftest import ROOT, python
+from torch import nn
 
 from benchmark import tables
 from benchmark.speed import gpu, loading, losses, measure, step, step_variants, teachers, testing
+from model.pspnet import PSPNet
 from tool import pipeline
 
 TINY = {
@@ -85,22 +88,46 @@ FAILED tests/test_gpu.py::test_b[cuda-compile] - AssertionError: assert 1 == 2
 
 
 def test_a_way_that_fails_or_has_no_time_is_no_row(tmp_path, monkeypatch):
+    clock = [0.0]
+    now = Namespace(monotonic=lambda: clock[0], perf_counter=lambda: clock[0])
+    for module in (gpu, measure):
+        monkeypatch.setattr(module, "time", now)
     monkeypatch.setattr(step_variants, "plain_step", lambda kind, options: lambda: None)
-    monkeypatch.setattr(measure, "convolution_throughput", lambda dtype: (lambda: None, 1.0))
+    monkeypatch.setattr(measure, "convolution_throughput", lambda dtype: (lambda: wait(1.0), 1.0))
+
+    def wait(seconds):
+        clock[0] += seconds
 
     def make(name, kind, options, folder):
         if name == "compile":
             raise RuntimeError("no compiler")
-        return lambda: time.sleep(0.5 if "+" in name else 0.01)
+        return lambda: wait(4.0 if "+" in name else 2.0)
 
     monkeypatch.setattr(step_variants, "make", make)
-    options = Namespace(**gpu.DRY, seconds=3.5, json=tmp_path / "found.json")
+    options = Namespace(**gpu.DRY, seconds=40.0, json=tmp_path / "found.json")
     gpu.compare("student", options, tmp_path)
     found = json.loads(options.json.read_text())
     assert found["failed"] == {"compile": "RuntimeError('no compiler')"}
     assert list(found["ways"]) == ["ours", "compile+compiled-loss"]
-    assert found["ways"]["compile+compiled-loss"]["ratio"] > 5
+    row = found["ways"]["compile+compiled-loss"]
+    assert (row["ratio"], row["seconds"], row["first_step"], row["images_a_second"]) == (2.0, 4.0, 4.0, 0.5)
     assert ["compile", "compile+compiled-loss", *found["left_out"]] == gpu.WAYS["student"].split()
+
+
+@pytest.mark.full_width
+def test_eight_gpus_on_paper_are_counted_from_the_networks():
+    text = (ROOT / "benchmark" / "README.md").read_text()
+    rows = dict(re.findall(r"^\| (gradients|all-reduce|BatchNorms|bytes)[^|]*(\|.*)\|$", text, re.MULTILINE))
+    found = {name: [int(n) for n in re.findall(r"\d+", row)] for name, row in rows.items()}
+    for column, layers in enumerate((18, 18, 50)):
+        net = PSPNet(layers, 21)
+        gradients = 4 * sum(p.numel() for p in net.parameters())
+        norms = [module.num_features for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+        messages = 4 * sum(2 * channels + 1 for channels in norms)  # mean and variance, and the count
+        counted = [gradients / 1e6, 2 * 7 / 8 * gradients / 1e6, len(norms), messages / 1e3]
+        assert [found[name][column] for name in ("gradients", "all-reduce", "BatchNorms", "bytes")] == [
+            round(number) for number in counted
+        ]
 
 
 def test_an_unknown_way_is_named(tmp_path):

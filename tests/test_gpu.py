@@ -46,10 +46,11 @@ def deterministic():
 
 
 def step_of(folder, keys, *changes):
-    """The mean losses of two steps of distillation, and by how much they moved the weights."""
+    """The mean losses of four steps of distillation, and by how much they moved the weights."""
     step = step_variants.Step("distillation", SIZE, folder, keys, [step_variants.CHANGES[name] for name in changes])
     before = [p.detach().clone() for p in step.stepper.model.parameters()]
-    step(), step()
+    for _ in range(4):  # CUDA graphs are recorded in the second, and replayed from the third on
+        step()
     moved = [(p.detach() - b).flatten() for p, b in zip(step.stepper.model.parameters(), before, strict=True)]
     return step.stepper.metrics.means("the test"), torch.cat(moved).double()
 
@@ -75,13 +76,13 @@ def test_a_teacher_of_other_classes(device, precision, tmp_path):
 
 def test_fp32_means_float32_and_tf32_does_not(device):
     torch.manual_seed(0)
-    x, weight = torch.randn(2, 64, 20, 20, device=device), torch.randn(64, 64, 3, 3, device=device)
+    x, weight = torch.randn(8, 64, 40, 40, device=device), torch.randn(64, 64, 3, 3, device=device)
     exact, error = F.conv2d(x.double(), weight.double()), {}
     for precision in ("fp32", "bf16", "tf32"):
         distributed.allow_tf32(precision)
         error[precision] = difference(F.conv2d(x, weight), exact)
     assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
-    assert error["fp32"] < 1e-6 and error["bf16"] < 1e-6
+    assert error["fp32"] < 1e-5 and error["bf16"] < 1e-5
     if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0):
         assert error["tf32"] > 1e-4
 
@@ -201,6 +202,7 @@ def test_a_run_exports_to_onnx(device, tiny, script):
 
 CHANGES = [
     ("cpu", "foreach+stream+compiled-loss"),
+    pytest.param("cpu", "compile", marks=pytest.mark.slow),  # several minutes of generating code
     *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in ("foreach", "stream", "compiled-loss", "compile")),
     *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in ("compile+stream", "reduce-overhead")),
 ]
@@ -208,8 +210,8 @@ CHANGES = [
 
 @pytest.mark.parametrize(("device", "changes"), CHANGES)
 def test_what_makes_a_step_faster_leaves_it_the_same(device, changes, tmp_path, monkeypatch):
-    """Two steps in float32, the second with the first's graphs. On a CPU without code generation and streams."""
-    if device == "cpu":
+    """Four steps in float32, all but the first with its graphs. A CPU has no streams."""
+    if "stream" in changes and device == "cpu":
         compile_ = torch.compile
         monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, backend="eager"))
         for name, fake in (("Stream", mock.MagicMock), ("current_stream", mock.MagicMock), ("stream", nullcontext)):

@@ -51,7 +51,8 @@ def compare(options: Namespace, folder: Path) -> dict[str, Any]:
     """Each number of workers' images a second, ratio to the first; each way's seconds a step and share of waiting."""
     testing.make_images(folder, options.images, options.height, options.width)
     counts, images = [int(count) for count in options.workers.split(",")], options.batches * options.batch
-    steps = {way: step_variants.make(way, options.kind, options, folder) for way in options.ways.split(",")}
+    ways = options.ways.split(",") if options.ways else []
+    steps = {way: step_variants.make(way, options.kind, options, folder) for way in ways}
     rates: dict[int, list[float]] = {count: [] for count in counts}
     fed, alone = ({way: [] for way in steps} for _ in range(2))
     for step in steps.values():
@@ -78,7 +79,7 @@ def main() -> None:
     )
     parser.add_argument("--workers", default="1,2", help="default: %(default)s")
     parser.add_argument("--kind", default="distillation", help="the steps that it feeds (default: %(default)s)")
-    parser.add_argument("--ways", default="ours", help="of step_variants.py (default: %(default)s)")
+    parser.add_argument("--ways", default="ours", help="of step_variants.py, or none: '' (default: %(default)s)")
     options = parser.parse_args()
     with errors_in_one_line(), tempfile.TemporaryDirectory() as folder:
         measure.report(options, compare(options, Path(folder)))
