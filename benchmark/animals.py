@@ -69,7 +69,7 @@ QUESTIONS: dict[str, Overrides] = {  # of kl, each one change of its best settin
 }
 TEMPERATURES = (1, 2, 4)
 QUESTION_NAMES = ("kl, halved", *(f"kl, T {t}" for t in TEMPERATURES), *QUESTIONS)
-SCRIPTS = {"kl, where right": "benchmark/train_kl_where_right.py", "kl, full size": "benchmark/train_kl_full_size.py"}
+SCRIPTS = {"kl, where right": "benchmark/kl/train_where_right.py", "kl, full size": "benchmark/kl/train_full_size.py"}
 
 Score = Mapping[str, float]  # of the tuning runs that are recorded, by their names
 

@@ -119,7 +119,8 @@ def _create(name: str) -> nn.Module:
     except (RuntimeError, AttributeError, IndexError) as error:
         near = difflib.get_close_matches(name, timm.list_models(), 1)
         hint = f"; did you mean timm/{near[0]}?" if near and near[0] != name else ""
-        raise ValueError(f"timm cannot make {name} a backbone ({str(error).splitlines()[0]}){hint}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"timm cannot make {name} a backbone ({reason}){hint}") from None
 
 
 def convert_sync_batchnorm(module: nn.Module) -> nn.Module:

@@ -207,6 +207,8 @@ def test_train_resume_test_export(tiny, script, fails, caplog, name):
     assert "resuming from" in caplog.text
     assert script("test_18.py", *options).status == 0
     assert f'"layers": "timm/{name}"' in (tiny.out / "result" / "metrics.json").read_text()
+    report = script("tool/report/compare.py", tiny.out, "--out", tiny.out / "report", "--repeats", "1")
+    assert report.status == 0, report.err  # measures the network's cost
     plain = ["--config", tiny.path]
     line = fails("test_18.py", *plain)
     assert f"holds a PSPNet over timm/{name}" in line and f"set TRAIN.backbone to timm/{name}" in line

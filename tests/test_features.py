@@ -60,10 +60,10 @@ def test_a_backbone_is_no_teacher_among_others(fails, options, resnet):
     assert "is a backbone without classes: it teaches alone" in line
 
 
-def test_what_is_trained_is_the_backbone(tiny, options):
+def test_what_is_trained_is_the_backbone(tiny, script, options):
     """The hints' gradient reaches layer0 to layer4; the heads stay as they begin."""
-    result = python("train_50_18.py", *options, "TRAIN.save_freq", "1", "TRAIN.keep", "9", "TRAIN.epochs", "2")
-    assert result.returncode == 0, result.stderr
+    result = script("train_50_18.py", *options, "TRAIN.keep", "9", "TRAIN.epochs", "2")
+    assert result.status == 0, result.err
     one, two = (checkpoint.read(tiny.out / "model" / f"train_epoch_{i}.pth")["state_dict"] for i in (1, 2))
     for key, value in one.items():
         if key.endswith(("weight", "bias")):

@@ -8,6 +8,10 @@ import pytest
 import torch
 from foreign import NAMES, beit, oneformer, save, segformer
 
+from util import pretrained
+
+VOC = ["DISTILL.teacher_classes", "{car: [car, bus], road: [__background__]}"]
+
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
@@ -84,7 +88,7 @@ def test_names_that_lead_nowhere(refused):
     assert "DISTILL.teacher_path: Input should be a valid string" in refused("hf:")  # YAML's for {hf: nothing}
     assert "unknown kind torchvison; did you mean torchvision?" in refused("torchvison:fcn_resnet50")
     assert "did you mean fcn_resnet50" in refused("torchvision:fcn_resnet5")
-    assert "checkpoint nofile.pth does not exist" in refused("torchvision:fcn_resnet50@nofile.pth")
+    assert "checkpoint nofile.pth does not exist" in refused("torchvision:fcn_resnet50@nofile.pth", *VOC)
     assert "teacher checkpoint none.pth (DISTILL.teacher_path" in refused("none.pth")
 
 
@@ -97,8 +101,15 @@ def test_without_a_network(refused, name, words, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # else its client tries for half a minute
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    line = refused(name)
+    line = refused(name, *VOC)
     assert words in line and "elsewhere" in line
+
+
+def test_classes_and_terms_are_checked_before_a_download(refused, monkeypatch):
+    monkeypatch.setattr(pretrained, "download", lambda *_: pytest.fail("asked the network"))
+    assert "fcn_resnet50 has 21 classes (__background__, aeroplane" in refused("torchvision:fcn_resnet50")
+    line = refused("torchvision:fcn_resnet50", *VOC, "DISTILL.weights.aux_mse", "1")
+    assert "has no auxiliary scores" in line
 
 
 def test_a_missing_package(folder, refused, monkeypatch):
@@ -121,7 +132,8 @@ def test_a_oneformer_without_its_tokenizer(refused, tmp_path):
 def test_names_that_do_not_count_the_classes(folder, refused):
     labels = dict(enumerate([*NAMES, "more"]))
     edit(folder / "config.json", id2label=labels, num_labels=5)
-    assert "classifier" in refused(f"hf:{folder}")
+    line = refused(f"hf:{folder}", "DISTILL.teacher_classes", "{sky: [sky], car: [car, more]}")
+    assert "lacks weights" in line and "classifier" in line
 
 
 @pytest.mark.parametrize("key, value, words", [

@@ -1,4 +1,4 @@
-"""kl where the teacher is right and kl at full size: benchmark/train_kl_*.py."""
+"""kl where the teacher is right and kl at full size: benchmark/kl."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny_pspnet
 
-from benchmark import train_kl_full_size, train_kl_where_right
+from benchmark.kl import train_full_size, train_where_right
 from model.labels import Labels
 from util.data.batch import Batch
 
@@ -24,9 +24,9 @@ def test_kl_where_the_teacher_is_right():
     batch = labels_of([[0, 0], [-1, -1]])
     teacher = torch.tensor([[[5.0, 0.0], [5.0, 0.0]], [[0.0, 5.0], [0.0, 5.0]]])[None]
     student = torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
-    found = train_kl_where_right.where_right(student, teacher, batch, 2.0)
+    found = train_where_right.where_right(student, teacher, batch, 2.0)
     assert found == pytest.approx(_kl_at(student, teacher, 0, 0).item())
-    nowhere = train_kl_where_right.where_right(student, -teacher, labels_of([[0, -1], [-1, -1]]), 2.0)
+    nowhere = train_where_right.where_right(student, -teacher, labels_of([[0, -1], [-1, -1]]), 2.0)
     assert nowhere == 0
 
 
@@ -42,7 +42,7 @@ def test_kl_at_full_size():
     batch.valid[8].mask[0, 4, 4] = True
     batch.valid[8].count.fill_(1)
     teacher, student = 5 * torch.randn(2, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
-    found = train_kl_full_size.full_size(student, teacher, batch, 2.0)
+    found = train_full_size.full_size(student, teacher, batch, 2.0)
     means = [x.mean((2, 3), keepdim=True) for x in (student, teacher)]
     assert found == pytest.approx(_kl_at(*means, 0, 0).item(), rel=1e-4)
 
@@ -51,7 +51,7 @@ def test_kl_at_full_size():
 def test_the_scripts_of_kl_run(name, tiny, script):
     torch.save({"state_dict": tiny_pspnet(18).state_dict()}, tiny.out / "t.pth")
     teacher = ["DISTILL.teacher_layers", "18", "DISTILL.teacher_path", tiny.out / "t.pth", "DISTILL.weights.aux_mse", 0]
-    result = script(f"benchmark/train_kl_{name}.py", "--config", tiny.path, *teacher)
+    result = script(f"benchmark/kl/train_{name}.py", "--config", tiny.path, *teacher)
     assert result.status == 0, result.err
     (line,) = (json.loads(text) for text in (tiny.out / "model" / "metrics.jsonl").read_text().splitlines())
     assert line["kl"] > 0 and "aux_mse" not in line

@@ -43,8 +43,9 @@ def test_a_semantic_network_says_what_transformers_says(tiny, folder, kind, pict
     import transformers
 
     data = tiny.load("DATA.mean", "[100.0, 110.0, 120.0]", "DATA.std", "[50.0, 60.0, 70.0]").data
-    net, names, raw = hf.load(folder(kind), data, torch.float32)
-    assert names == NAMES and raw
+    found = hf.Description(folder(kind))
+    assert found.names == NAMES and found.raw
+    net = found.load(data, torch.float32)
     theirs = transformers.AutoModelForSemanticSegmentation.from_pretrained(folder(kind)).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(folder(kind))
     with torch.no_grad():
@@ -62,8 +63,9 @@ def test_a_mask_classifier_says_what_transformers_says(tiny, folder, kind, pictu
     """Its class scores over their sum, by transformers' post-processing of the same output, at its own resolution."""
     import transformers
 
-    net, names, raw = hf.load(folder(kind), tiny.load().data, torch.float32)
-    assert names == NAMES and not raw
+    found = hf.Description(folder(kind))
+    assert found.names == NAMES and not found.raw
+    net = found.load(tiny.load().data, torch.float32)
     processor = transformers.AutoImageProcessor.from_pretrained(folder(kind))
     pixels = processor(Image.fromarray(picture), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
@@ -89,9 +91,10 @@ def test_a_mask_classifier_says_what_transformers_says(tiny, folder, kind, pictu
 def test_torchvisions_network_says_what_torchvision_says(tiny, lraspp, picture):
     from torchvision import models
 
-    net, names = torchvision_models.load("lraspp_mobilenet_v3_large", str(lraspp), tiny.load().data, torch.float32)
+    found = torchvision_models.Description("lraspp_mobilenet_v3_large", str(lraspp))
+    net = found.load(tiny.load().data, torch.float32)
     weights = models.get_model_weights("lraspp_mobilenet_v3_large").DEFAULT
-    assert names == weights.meta["categories"]
+    assert found.names == weights.meta["categories"]
     theirs = models.get_model("lraspp_mobilenet_v3_large", weights=None, weights_backbone=None).eval()
     theirs.load_state_dict(torch.load(lraspp))
     image = torch.from_numpy(picture).permute(2, 0, 1)
@@ -162,7 +165,7 @@ def test_a_size_by_its_shorter_side(shape, fed):
 
 def test_half_precision_weights_become_float32(tiny, tmp_path):
     path = save(SEMANTIC[0], tmp_path / "half", half=True)
-    net, *_ = hf.load(str(path), tiny.load().data, torch.float32)
+    net = hf.Description(str(path)).load(tiny.load().data, torch.float32)
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
 
 
@@ -171,6 +174,6 @@ def test_another_class_count_of_a_file(tiny, lraspp, tmp_path):
     state["classifier.low_classifier.weight"] = state["classifier.low_classifier.weight"][:5]
     torch.save(state, tmp_path / "five.pth")
     with pytest.raises(UserError, match=r"five.pth does not hold torchvision's lraspp.* of 21 classes.*low_classifier"):
-        torchvision_models.load(
-            "lraspp_mobilenet_v3_large", str(tmp_path / "five.pth"), tiny.load().data, torch.float32
+        torchvision_models.Description("lraspp_mobilenet_v3_large", str(tmp_path / "five.pth")).load(
+            tiny.load().data, torch.float32
         )

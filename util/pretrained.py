@@ -45,14 +45,14 @@ def load_pretrained(net: PSPNet, pretrained: str, key: str = "TRAIN.pretrained")
 def fill_backbone(net: PSPNet, state: Mapping[str, Tensor], source: str) -> None:
     """Load `state`, in any of the forms of load_pretrained, into the backbone of `net`; `source` names it in errors."""
     own = {name: value for name, value in net.state_dict().items() if name.startswith("layer")}
-    if any(name.startswith("layer0.") for name in state):  # a PSPNet's file: its backbone
+    timm = isinstance(net.layers, str)
+    if any(name.startswith("layer0.net." if timm else "layer0.") for name in state):  # a PSPNet's file: its backbone
         state = {name: value for name, value in state.items() if name.startswith("layer")}
-    elif isinstance(net.layers, str):
+    elif timm:
         state = _from_timm(state, net.layers, own)
     else:
         state = _from_resnet(state)
-    resnet = isinstance(net.layers, int)
-    what = f"a ResNet-{net.layers} with a {net.stem} stem" if resnet else f"a backbone {net.layers}"
+    what = f"a backbone {net.layers}" if timm else f"a ResNet-{net.layers} with a {net.stem} stem"
     checkpoint.check_match(state, own, source, what)
     net.load_state_dict(state, strict=False)  # the heads' keys are not in it; check_match compared the others
 
@@ -97,7 +97,7 @@ def timm_state(layers: str, key: str) -> dict[str, Tensor]:
     try:
         return timm_backbone.published(layers, weights=True)
     except Exception as error:  # of timm, of huggingface_hub, of its HTTP client, of safetensors
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         if not (source := timm_backbone.weights_source(layers)):
             raise UserError(f"{layers}: timm has no weights for it; set {key} to a file of them, or to none") from None
         raise UserError(

@@ -91,7 +91,8 @@ def export_onnx(cfg: config.Config, arguments: argparse.Namespace, path: Path) -
     runtime.require_onnx()
     normalize, device = arguments.normalize, distributed.device()
     pairs = scored_list(cfg.test.test_list, "TEST.test_list", cfg.data, labelled=cfg.test.split != "test")
-    train = read_list(cfg.data.train_list, "DATA.train_list", cfg.data.data_root) if arguments.int8 else []
+    labelled = bool(cfg.data.train_list)
+    train = read_list(*cfg.data.epoch_list, cfg.data.data_root, labelled) if arguments.int8 else []
     metadata = runtime.metadata(cfg, read_names(cfg.data), normalize)
     content = runtime.to_onnx(Exportable(load(cfg), cfg.data, normalize), metadata)
     exported = runtime.ExportedNet(content, normalize, cfg.data)

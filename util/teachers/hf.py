@@ -33,31 +33,40 @@ class _Net(nn.Module):
         return self.net(pixel_values=pixels, **more)
 
 
-def load(name: str, data: Data, dtype: torch.dtype) -> tuple[Foreign, list[str], bool]:
-    """The frozen network, its classes' names, and whether its scores are raw ones (else log-probabilities).
+class Description:
+    """What config.json says, before the weights are read or downloaded.
 
-    Raises UserError for what is not there, not whole, or no network for semantic segmentation.
+    names: of its classes. raw: whether its scores are raw ones, else log-probabilities. Raises UserError for what is
+    not there, and for no network for semantic segmentation.
     """
-    transformers = _transformers()
-    folder = Path(name)
-    for file, holds in (("config.json", "the network"), ("preprocessor_config.json", "its normalisation")):
-        if folder.is_dir() and not (folder / file).is_file():
-            raise UserError(f"{name} (DISTILL.teacher_path) has no {file}, {holds}; save_pretrained writes both there")
-    if not folder.is_dir() and not HUB_NAME.fullmatch(name):
-        raise UserError(f"DISTILL.teacher_path hf:{name}: there is no such folder, and no hub has a name like it")
-    config = _read(transformers.AutoConfig.from_pretrained, name)
-    network = _network(transformers, config, name)
-    strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both kinds of faults, named below
-    net, found = _read(network.from_pretrained, name, dtype=torch.float32, **strict)
-    if absent := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
-        raise UserError(f"{name} (DISTILL.teacher_path) lacks weights of its {network.__name__}: {absent[0]}")
-    if bad := checkpoint.not_finite(net.state_dict()):
-        raise UserError(f"{name} (DISTILL.teacher_path) holds values that are not finite, in {bad[0]}")
-    masks = config.model_type in MASK_CLASSIFIERS
-    more = {"task_inputs": _task(transformers, config, name)} if config.model_type == "oneformer" else {}
-    feed = _feed(_read(transformers.AutoImageProcessor.from_pretrained, name), config)
-    names = [config.id2label[index] for index in sorted(config.id2label)]
-    return Foreign(_Net(net, more), len(names), feed, from_masks if masks else _logits, data, dtype), names, not masks
+
+    def __init__(self, name: str):
+        self.name, self.transformers = name, _transformers()
+        folder = Path(name)
+        for file, holds in (("config.json", "the network"), ("preprocessor_config.json", "its normalisation")):
+            if folder.is_dir() and not (folder / file).is_file():
+                raise UserError(
+                    f"{name} (DISTILL.teacher_path) has no {file}, {holds}; save_pretrained writes both there"
+                )
+        if not folder.is_dir() and not HUB_NAME.fullmatch(name):
+            raise UserError(f"DISTILL.teacher_path hf:{name}: there is no such folder, and no hub has a name like it")
+        self.config = _read(self.transformers.AutoConfig.from_pretrained, name)
+        self.network = _network(self.transformers, self.config, name)
+        self.names = [self.config.id2label[index] for index in sorted(self.config.id2label)]
+        self.raw = self.config.model_type not in MASK_CLASSIFIERS
+
+    def load(self, data: Data, dtype: torch.dtype) -> Foreign:
+        """The frozen network. Raises UserError for what is not whole."""
+        name, config = self.name, self.config
+        strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both kinds of faults, named below
+        net, found = _read(self.network.from_pretrained, name, dtype=torch.float32, **strict)
+        if absent := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
+            raise UserError(f"{name} (DISTILL.teacher_path) lacks weights of its {self.network.__name__}: {absent[0]}")
+        if bad := checkpoint.not_finite(net.state_dict()):
+            raise UserError(f"{name} (DISTILL.teacher_path) holds values that are not finite, in {bad[0]}")
+        more = {"task_inputs": _task(self.transformers, config, name)} if config.model_type == "oneformer" else {}
+        feed = _feed(_read(self.transformers.AutoImageProcessor.from_pretrained, name), config)
+        return Foreign(_Net(net, more), len(self.names), feed, _logits if self.raw else from_masks, data, dtype)
 
 
 def _task(transformers: Any, config: Any, name: str) -> Tensor:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,18 +28,19 @@ def load(cfg: Config) -> PSPNet | Mapped | Averaged:
     distill = cfg.distill
     if distill is None or (len(distill.teachers) == 1 and _is_ours(cfg, distill.teachers[0], distill.mappings[0])):
         return network.load_teacher(cfg)
-    pairs = zip(distill.teachers, distill.mappings, strict=True)
-    members = [_member(cfg, path, mapping) for path, mapping in pairs]
-    teacher = members[0]
-    if len(members) > 1:
-        teacher = Averaged(members, distill.teacher_weights or [1.0] * len(members))
-        if len(teacher.known.indices) < 2:
-            raise UserError("DISTILL.teacher_path: the teachers have fewer than two of our classes in common")
-    if teacher.aux is None and distill.weights.aux_mse > 0:
+    pairs = [*zip(distill.teachers, distill.mappings, strict=True)]
+    members = [_Member(cfg, path, mapping) for path, mapping in pairs]
+    if distill.weights.aux_mse > 0 and not (len(members) == 1 and members[0].has_aux):
         raise UserError(
             f"the teacher {', '.join(distill.teachers)} has no auxiliary scores of our classes (another library's "
             "network, mapped classes or several teachers); set DISTILL.weights.aux_mse to 0"
         )
+    loaded = [member.load() for member in members]
+    if len(loaded) == 1:
+        return loaded[0]
+    teacher = Averaged(loaded, distill.teacher_weights or [1.0] * len(loaded))
+    if len(teacher.known.indices) < 2:
+        raise UserError("DISTILL.teacher_path: the teachers have fewer than two of our classes in common")
     return teacher
 
 
@@ -59,39 +61,54 @@ def _names_of_config(cfg: Config, path: str, mapped: bool = False) -> list[str] 
     return read_names(other.data) if mapped or other.test.model_path == path else None
 
 
-def _member(cfg: Config, path: str, mapping: Mapping[str, Sequence[str]] | None) -> Mapped:
-    dtype = distributed.precision(cfg.distill.precision or cfg.train.precision)
-    ours, source, raw = read_names(cfg.data), sources.parse(path), True
-    if source.kind == "checkpoint":
-        theirs = _names_of_config(cfg, path, mapping is not None) or (None if mapping else ours)
-        if theirs is None:
-            raise UserError(
-                f"DISTILL.teacher_classes: {path} does not hold the names of its classes; name the config of its "
-                "training in DISTILL.teacher_config, whose DATA.names_path has them"
-            )
-        net = None
-    elif source.kind == "torchvision":
+class _Member:
+    """One of the teachers: what is known of it before its weights are read or downloaded, and then it."""
+
+    def __init__(self, cfg: Config, path: str, mapping: Mapping[str, Sequence[str]] | None):
+        self.cfg, self.path, source = cfg, path, sources.parse(path)
+        ours, self.description = read_names(cfg.data), None
+        if source.kind == "checkpoint":
+            self.names = _names_of_config(cfg, path, mapping is not None) or (None if mapping else ours)
+            if self.names is None:
+                raise UserError(
+                    f"DISTILL.teacher_classes: {path} does not hold the names of its classes; name the config of its "
+                    "training in DISTILL.teacher_config, whose DATA.names_path has them"
+                )
+        else:
+            self.description = _describe(source)
+            self.names = self.description.names
+        self.groups = names.groups(ours, self.names, mapping, f"the teacher {path}")
+        self.has_aux = source.kind == "checkpoint" and mapping is None
+        unknown = [name for name, group in zip(ours, self.groups, strict=True) if not group]
+        without = f"; it does not know {', '.join(unknown)}" if unknown else ""
+        used, made = sum(map(len, self.groups)), len(ours) - len(unknown)
+        log.info(f"teacher {path}: {used} of its {len(self.names)} classes make up {made} of our {len(ours)}{without}")
+
+    def load(self) -> Mapped:
+        """The frozen network on the device."""
+        cfg, path, about = self.cfg, self.path, self.description
+        dtype = distributed.precision(cfg.distill.precision or cfg.train.precision)
+        if about is None:
+            net = network.load_teacher(_for_one(cfg, path, len(self.names)))
+            if net.cls is None:
+                raise UserError(
+                    f"{path} (DISTILL.teacher_path) is a backbone without classes: it teaches alone, unmapped"
+                )
+            return Mapped(net, self.groups, True, dtype)
+        net = about.load(cfg.data, dtype).to(distributed.device())
+        _probe(net, cfg, path)
+        return Mapped(net, self.groups, about.raw, torch.float32)  # inside, the net computes in dtype
+
+
+def _describe(source: sources.Source) -> Any:
+    """The Description of another library's network. That library is imported where it is asked for."""
+    if source.kind == "torchvision":
         from util.teachers import torchvision_models
 
-        net, theirs = torchvision_models.load(source.name, source.file, cfg.data, dtype)
-    else:
-        from util.teachers import hf
+        return torchvision_models.Description(source.name, source.file)
+    from util.teachers import hf
 
-        net, theirs, raw = hf.load(source.name, cfg.data, dtype)
-    groups = names.groups(ours, theirs, mapping, f"the teacher {path}")
-    if net is None:
-        net = network.load_teacher(_for_one(cfg, path, len(theirs)))
-        if net.cls is None:
-            raise UserError(f"{path} (DISTILL.teacher_path) is a backbone without classes: it teaches alone, unmapped")
-    else:
-        net.to(distributed.device())
-        _probe(net, cfg, path)
-    unknown = [name for name, group in zip(ours, groups, strict=True) if not group]
-    without = f"; it does not know {', '.join(unknown)}" if unknown else ""
-    used, made = sum(map(len, groups)), len(ours) - len(unknown)
-    log.info(f"teacher {path}: {used} of its {len(theirs)} classes make up {made} of our {len(ours)}{without}")
-    own = dtype if source.kind == "checkpoint" else torch.float32  # another library's takes care of its own
-    return Mapped(net, groups, raw, own)
+    return hf.Description(source.name)
 
 
 def _for_one(cfg: Config, path: str, classes: int) -> Config:

@@ -24,26 +24,40 @@ class _Scores(nn.Module):
         return self.classifier(features if self.all_features else features["out"])
 
 
-def load(name: str, file: str | None, data: Data, dtype: torch.dtype) -> tuple[Foreign, list[str]]:
-    """The frozen network and its classes' names. file: of the weights, else torchvision's are downloaded."""
-    known = models.list_models(module=models.segmentation)
-    if name not in known:
-        raise UserError(f"DISTILL.teacher_path: torchvision has no segmentation network {name}; {suggest(name, known)}")
-    weights = models.get_model_weights(name).DEFAULT
-    names, transforms = list(weights.meta["categories"]), weights.transforms()
-    if file:
-        state = checkpoint.tensors(checkpoint.read(file), file)
-    else:
-        state = pretrained.download(weights, f"torchvision's weights of {name}", f"name it: torchvision:{name}@FILE")
-    state = {key: value for key, value in state.items() if not key.startswith("aux_classifier.")}
-    net = models.get_model(name, weights=None, weights_backbone=None, num_classes=len(names), aux_loss=None)
-    where = file or f"torchvision's file of {name}"
-    checkpoint.check_match(state, net.state_dict(), where, f"torchvision's {name} of {len(names)} classes")
-    net.load_state_dict(state)
-    fold_batchnorm(net.eval())
-    mean, std = ([255 * value for value in values] for values in (transforms.mean, transforms.std))
-    feed = Input(mean, std, shorter_side(transforms.resize_size[0]))
-    return Foreign(_Scores(net), len(names), feed, _sampled, data, dtype), names
+class Description:
+    """What torchvision says of a network, before its weights are read or downloaded.
+
+    file: of the weights, else torchvision's. names: of its classes. Raises UserError for a network that it lacks.
+    """
+
+    raw = True  # scores, not log-probabilities
+
+    def __init__(self, name: str, file: str | None):
+        known = models.list_models(module=models.segmentation)
+        if name not in known:
+            raise UserError(
+                f"DISTILL.teacher_path: torchvision has no segmentation network {name}; {suggest(name, known)}"
+            )
+        self.name, self.file, self.weights = name, file, models.get_model_weights(name).DEFAULT
+        self.names = list(self.weights.meta["categories"])
+
+    def load(self, data: Data, dtype: torch.dtype) -> Foreign:
+        """The frozen network. Raises UserError for a file that does not hold it, and for a download that fails."""
+        name, count, transforms = self.name, len(self.names), self.weights.transforms()
+        if self.file:
+            state = checkpoint.tensors(checkpoint.read(self.file), self.file)
+        else:
+            otherwise = f"name it: torchvision:{name}@FILE"
+            state = pretrained.download(self.weights, f"torchvision's weights of {name}", otherwise)
+        state = {key: value for key, value in state.items() if not key.startswith("aux_classifier.")}
+        net = models.get_model(name, weights=None, weights_backbone=None, num_classes=count, aux_loss=None)
+        where = self.file or f"torchvision's file of {name}"
+        checkpoint.check_match(state, net.state_dict(), where, f"torchvision's {name} of {count} classes")
+        net.load_state_dict(state)
+        fold_batchnorm(net.eval())
+        mean, std = ([255 * value for value in values] for values in (transforms.mean, transforms.std))
+        feed = Input(mean, std, shorter_side(transforms.resize_size[0]))
+        return Foreign(_Scores(net), count, feed, _sampled, data, dtype)
 
 
 def _sampled(scores: Tensor, sampler: Sampler) -> Tensor:

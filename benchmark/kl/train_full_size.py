@@ -9,9 +9,9 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from benchmark.train_kl_where_right import distil  # noqa: E402
+from benchmark.kl.train_where_right import distil  # noqa: E402
 from model.distill.logits import kl  # noqa: E402
 from model.loss import to_float32  # noqa: E402
 from util import run  # noqa: E402

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from model.distill.logits import kl  # noqa: E402
 from model.loss import supervised_losses  # noqa: E402
