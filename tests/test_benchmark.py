@@ -43,18 +43,8 @@ def test_benchmark(benchmark, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_gpus_command_passes_through_all_parts_on_a_cpu(tmp_path):
-    command = [
-        sys.executable,
-        "benchmark/speed/gpu.py",
-        "--dry-run",
-        "--minutes",
-        "60",
-        "--json",
-        tmp_path / "gpu.json",
-    ]
-    result = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True
-    )  # three minutes on a busy machine
+    words = ["benchmark/speed/gpu.py", "--dry-run", "--minutes", "60", "--json", tmp_path / "gpu.json"]
+    result = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)  # minutes, when busy
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
     parts = found["results"]
