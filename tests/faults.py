@@ -1,4 +1,4 @@
-"""The long form of what tests/test_faults.py and test_resume.py try: many kills, and file systems that fail.
+"""The long form of what training/test_faults.py and test_resume.py try: many kills, and file systems that fail.
 
     make faults
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import textwrap
-from argparse import Namespace
 from contextlib import nullcontext
 from unittest import mock
 
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from conftest import python, tiny_pspnet
 from foreign import save, segformer
+from gpu_steps import SIZE, difference, step_of
 from PIL import Image
 from test_resume import same
 
@@ -23,7 +23,6 @@ from util.train.step import Stepper
 from util.train.teacher_cache import TeacherCache
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once; deterministic matrix products need it
-SIZE = Namespace(crop=65, batch=4, classes=4)
 FLOAT32 = {"TRAIN.precision": "fp32", "DISTILL.precision": "fp32"}
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
@@ -43,20 +42,6 @@ def deterministic():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-def step_of(folder, keys, *changes):
-    """The mean losses of four steps of distillation, and by how much they moved the weights."""
-    step = step_variants.Step("distillation", SIZE, folder, keys, [step_variants.CHANGES[name] for name in changes])
-    before = [p.detach().clone() for p in step.stepper.model.parameters()]
-    for _ in range(4):  # CUDA graphs are recorded in the second, and replayed from the third on
-        step()
-    moved = [(p.detach() - b).flatten() for p, b in zip(step.stepper.model.parameters(), before, strict=True)]
-    return step.stepper.metrics.means("the test"), torch.cat(moved).double()
-
-
-def difference(found, expected) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

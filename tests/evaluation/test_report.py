@@ -1,3 +1,4 @@
+# ruff: noqa: F401, F811 - a fixture of another file
 """The report page in a real browser: it renders, sorts, filters, steps, and requests nothing."""
 
 import browser
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import CLASSES, python
 from PIL import Image
+from tested_runs import runs
 
 FIXED, BROKEN, STRIPE, BOTH = [0, 114, 178], [213, 94, 0], [122, 51, 0], [154, 161, 171]
 pytestmark = [

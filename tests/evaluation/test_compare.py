@@ -1,3 +1,4 @@
+# ruff: noqa: F401, F811 - a fixture of another file
 """tool/report/compare.py: its numbers, files and errors."""
 
 import json
@@ -6,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from tested_runs import runs
 
 from tool.report import bootstrap
 from tool.report.runs import near_border
