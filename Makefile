@@ -1,5 +1,5 @@
-# make demo    generate small scenes, train and test teacher, student and distilled student, write the report; minutes, and
-#              it says beforehand how many
+# make demo    generate a dataset, train and test teacher, student and distilled student, write the report; it says beforehand
+#              how long that takes. DATASET=demo: a few minutes, too short for distillation to help
 # make test    ruff, and pytest without the slow tests and those that need a GPU; two tests at a time (TESTS=8: eight)
 # make test-all  all tests; those that need a GPU are skipped where there is none
 # make results repeats the tables of benchmark/RESULTS.md, hours of training; CAMVID=FOLDER names CamVid's images, JOBS=8 makes so many
@@ -11,6 +11,7 @@
 
 PYTHON ?= python3
 SEED ?= 0
+DATASET ?= shapes
 JOBS ?= 1
 TESTS ?= 2
 PY := .venv/bin/python
@@ -20,7 +21,7 @@ PYTEST = $(PY) -m pytest -n $(TESTS) --dist loadgroup
 .PHONY: demo test test-all lint faults gpu results clean
 
 demo: .venv/.ready
-	$(PY) tool/pipeline.py --dataset demo --seed $(SEED)
+	$(PY) tool/pipeline.py --dataset $(DATASET) --seed $(SEED)
 
 test: lint
 	$(PYTEST) -m "not slow and not gpu"
@@ -55,4 +56,4 @@ results: .venv/.ready
 	touch $@
 
 clean:
-	rm -rf .venv exp/demo dataset/demo
+	rm -rf .venv exp/shapes exp/demo dataset/demo

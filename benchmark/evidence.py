@@ -7,7 +7,6 @@ would give to these very networks) goes to the JSON beside it.
 """
 
 import functools
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark import animals, demo, plan, tables  # noqa: E402
+from benchmark import animals, plan, tables  # noqa: E402
 from benchmark.record import RunRecord  # noqa: E402
 from tool.report import bootstrap  # noqa: E402
 from util import config  # noqa: E402
@@ -156,12 +155,6 @@ def analyse(dataset: str, content: Mapping[str, Any], draws: Draws | None = None
     return found
 
 
-def analyse_demo() -> dict[str, Any]:
-    """The demo's runs, and their summary."""
-    runs = json.loads(demo.RECORD.read_text())["runs"]
-    return {"runs": runs, "summary": summarise(runs)}
-
-
 def groups(dataset: str) -> Mapping[str, tuple[Mapping[str, Sequence[int]], Sequence[tuple[str, str]]]]:
     """For each group of entries, its seeds by dataset, and the methods to be compared."""
     return {"summary": ({"animals": animals.SEEDS}, OF_ANIMALS)} if dataset == "animals" else GROUPS
@@ -176,7 +169,7 @@ def main() -> None:
         record.write()
     found["animals"] = {**found["animals"], "tuned": RunRecord(folder / "animals_tuning").content}
     for path in (ROOT / "README.md", ROOT / "benchmark" / "RESULTS.md"):
-        path.write_text(tables.rewrite(path.read_text(), found, analyse_demo()))
+        path.write_text(tables.rewrite(path.read_text(), found))
 
 
 if __name__ == "__main__":

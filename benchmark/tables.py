@@ -96,24 +96,6 @@ def ablations(content: Mapping[str, Any]) -> str:
     return scores(content["ablations"], ["teacher", "student", "default", *others])
 
 
-def demo(content: Mapping[str, Any]) -> str:
-    """Of the demo, a line a seed, and their means."""
-    methods, summary = ("teacher", "student", "default"), content["summary"]
-    score = {(run["method"], run["seed"]): run["mIoU"] for run in content["runs"]}
-    rows = [
-        [str(seed), *(_points(score[method, seed]) for method in methods),
-         _points(score["default", seed] - score["student", seed])]
-        for seed in sorted({seed for _, seed in score})
-    ]  # fmt: skip
-    gain = summary["default"]
-    means = [
-        *(_points(summary[method]["mean"]) for method in methods),
-        f"{_points(gain['gain'])} ({_interval(gain['interval'])})",
-    ]
-    head = ["seed", *(NAMES.get(method, method) for method in methods), "gain over the student alone (95 % interval)"]
-    return table(head, [*rows, ["mean", *means]])
-
-
 def of_animals(content: Mapping[str, Any]) -> dict[str, str]:
     """The tables of animals by their names; content: with the record of tuning under `tuned`."""
     summary, rows = content["summary"], content["summary contrasts"]
@@ -169,9 +151,9 @@ def headline(found: Mapping[str, Mapping[str, Any]]) -> str:
     return table(["", "", "epochs", "mIoU", "gain over the student alone (95 % interval)"], rows)
 
 
-def rewrite(text: str, found: Mapping[str, Mapping[str, Any]], of_demo: Mapping[str, Any]) -> str:
+def rewrite(text: str, found: Mapping[str, Mapping[str, Any]]) -> str:
     """`text` with each table made anew between `<!-- DATASET NAME -->` and `<!-- end -->`."""
-    made = {"headline": headline(found), "demo": demo(of_demo)}
+    made = {"headline": headline(found)}
     for dataset, content in found.items():
         if dataset == "animals":
             made |= of_animals(content)

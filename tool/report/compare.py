@@ -1,6 +1,6 @@
 """Compare tested runs: scores with intervals, gains by class, cost, and an HTML page.
 
-    python tool/report/compare.py exp/demo/pspnet50 exp/demo/pspnet18 exp/demo/pspnet50_18 [--out FOLDER]
+    python tool/report/compare.py exp/shapes/pspnet50 exp/shapes/pspnet18 exp/shapes/pspnet50_18 [--out FOLDER]
 
 EXP is the folder of a tested run: result/metrics.json, result/gray, and model/metrics.jsonl for the
 curves. Prints Markdown, and writes report.md, report.json and report.html (one file that works
