@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-import textwrap
+from argparse import Namespace
 from contextlib import nullcontext
 from unittest import mock
 
@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from conftest import python, tiny_pspnet
 from foreign import save, segformer
-from gpu_steps import SIZE, difference, step_of
 from PIL import Image
 from test_resume import same
 
@@ -23,6 +22,7 @@ from util.train.step import Stepper
 from util.train.teacher_cache import TeacherCache
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once; deterministic matrix products need it
+SIZE = Namespace(crop=65, batch=4, classes=4)
 FLOAT32 = {"TRAIN.precision": "fp32", "DISTILL.precision": "fp32"}
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
@@ -44,16 +44,27 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
+def step_of(folder, keys, *changes):
+    """The mean losses of four steps of distillation, and by how much they moved the weights."""
+    step = step_variants.Step("distillation", SIZE, folder, keys, [step_variants.CHANGES[name] for name in changes])
+    before = [p.detach().clone() for p in step.stepper.model.parameters()]
+    for _ in range(4):  # CUDA graphs are recorded in the second, and replayed from the third on
+        step()
+    moved = [(p.detach() - b).flatten() for p, b in zip(step.stepper.model.parameters(), before, strict=True)]
+    return step.stepper.metrics.means("the test"), torch.cat(moved).double()
+
+
+def difference(found, expected) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_teacher_of_other_classes(device, precision, tmp_path):
     """transformers' network, mapped, beside one of ours: all of it lies on the device."""
     pytest.importorskip("transformers", reason="requirements-teachers.txt is not installed")
-    path, ours = (
-        save(segformer, tmp_path / "segformer", ["road", "sky", "van", "lorry", "sea"]),
-        tmp_path / "teacher.pth",
-    )
+    path = save(segformer, tmp_path / "segformer", ["road", "sky", "van", "lorry", "sea"])
     (tmp_path / "names.txt").write_text("sky\nland\nroad\ncar\n")
-    keys = {"DISTILL.teacher_path": f"[{ours}, hf:{path}]", "DATA.names_path": tmp_path / "names.txt"}
+    keys = {"DISTILL.teacher_path": f"[{tmp_path}/teacher.pth, hf:{path}]", "DATA.names_path": tmp_path / "names.txt"}
     keys |= {"DISTILL.teacher_classes": "[null, {sky: [sky], road: [road], car: [van, lorry]}]"}
     keys |= {"DISTILL.weights.aux_mse": 0, "DISTILL.hints": "[{layer: logits, loss: cwd}]"}
     found, moved = step_of(tmp_path, keys | {"TRAIN.precision": precision})
@@ -88,9 +99,8 @@ def test_layers_get_channels_last(device, tmp_path):
     def look(name, tensors):
         others.update(name for x in tensors if not x.is_contiguous(memory_format=torch.channels_last))
 
-    layers = {f"teacher {name}": module for name, module in step.teacher.net.named_modules()}
-    layers |= dict(step.stepper.model.named_modules())
-    layers = {name: module for name, module in layers.items() if not list(module.children())}
+    nets = {"teacher ": step.teacher.net, "": step.stepper.model}
+    layers = {t + name: m for t, net in nets.items() for name, m in net.named_modules() if not list(m.children())}
     for name, module in layers.items():
         module.register_forward_pre_hook(lambda module, inputs, name=name: look(name, inputs))
         if isinstance(module, torch.nn.Conv2d) and not name.startswith("teacher"):
@@ -113,14 +123,12 @@ def test_testing_gives_a_gpu_the_cpus_labels(device, tiny, script, monkeypatch):
 
 
 @pytest.mark.gpu
-def test_memory_that_runs_out_ends_in_one_line(tiny, fails):
+def test_memory_that_runs_out_ends_in_one_line(tiny, fails, request):
     """On a CPU: test_memory.py."""
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e-5)
-    try:
-        line = fails("train_18.py", "--config", tiny.path)
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+    request.addfinalizer(lambda: torch.cuda.set_per_process_memory_fraction(1.0))
+    line = fails("train_18.py", "--config", tiny.path)
     assert "out of memory" in line and "TRAIN.batch_size" in line
 
 
@@ -149,24 +157,26 @@ def test_the_teachers_cache_gives_what_was_computed(device, deterministic, tiny,
     same(first, second)
 
 
+ONE_DEVICE = """
+import runpy, sys, torch, torch.distributed
+from torch import nn
+sys.path.insert(0, ".")
+from util import distributed
+if torch.cuda.is_available():
+    start, distributed.device = torch.distributed.init_process_group, lambda: torch.device("cuda", 0)
+    torch.distributed.init_process_group = lambda backend, **options: start("gloo", **options)
+else:
+    nn.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @SLOW
 @pytest.mark.xdist_group("processes")
 def test_two_processes_on_one_device(device, tiny, command):
     """By gloo, since NCCL wants a GPU for each; the loss is one process's. A CPU's BatchNorm is not synchronised."""
-    driver = """
-        import runpy, sys, torch, torch.distributed
-        from torch import nn
-        sys.path.insert(0, ".")
-        from util import distributed
-        if torch.cuda.is_available():
-            start, distributed.device = torch.distributed.init_process_group, lambda: torch.device("cuda", 0)
-            torch.distributed.init_process_group = lambda backend, **options: start("gloo", **options)
-        else:
-            nn.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
-        sys.argv = sys.argv[1:]
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    """
-    (tiny.out / "driver.py").write_text(textwrap.dedent(driver))
+    (tiny.out / "driver.py").write_text(ONE_DEVICE)
     curves = []
     for processes in (1, 2):
         folder = tiny.out / str(processes)
@@ -186,12 +196,9 @@ def test_a_run_exports_to_onnx(device, tiny, script):
     assert result.status == 0 and (tiny.out / "net.onnx").stat().st_size > 1000, result.err
 
 
-CHANGES = [
-    ("cpu", "foreach+stream+compiled-loss"),
-    pytest.param("cpu", "compile", marks=pytest.mark.slow),  # minutes of generating code
-    *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in ("foreach", "stream", "compiled-loss", "compile")),
-    *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in ("compile+stream", "reduce-overhead")),
-]
+ON_A_GPU = "foreach stream compiled-loss compile compile+stream reduce-overhead".split()
+CHANGES = [("cpu", "foreach+stream+compiled-loss"), pytest.param("cpu", "compile", marks=pytest.mark.slow)]
+CHANGES += [pytest.param("cuda", name, marks=pytest.mark.gpu) for name in ON_A_GPU]
 
 
 @pytest.mark.parametrize(("device", "changes"), CHANGES)
