@@ -135,7 +135,7 @@ def prepare(dataset: str, data: Path, seed: int) -> None:
 def measured(runs: dict[str, Run]) -> forecast.Progress:
     print("\nmeasuring how long all will take", flush=True)
     costs = forecast.measure({depth: run.load() for depth, run in runs.items()})
-    print(f"about {sum(costs.values()) / 60:.1f} minutes on this machine, if it does nothing else", flush=True)
+    print(f"about {sum(costs.values()) / 60:.1f} minutes on this machine, as busy as it is now", flush=True)
     return forecast.Progress(costs)
 
 
