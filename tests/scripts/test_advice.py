@@ -202,14 +202,3 @@ def test_an_unlabelled_image_may_have_spaces_in_its_path(tiny, fails, script):
     assert (tiny.out / "result" / "gray" / "my own image.png").is_file()
     (tiny.out / "list.txt").write_text("val0.jpg val0.png\n")
     assert "each line of this list is one image" in fails("test_18.py", *run)
-
-
-def test_sides_are_warned_of_in_testing(tiny, script, caplog):
-    save(tiny.out / "model" / "train_epoch_1.pth")
-    (tiny.out / "names.txt").write_text("sky\nleft arm\nright_arm\ncar\n")
-    run = ["--config", tiny.path, "DATA.names_path", tiny.out / "names.txt"]
-    assert script("test_18.py", *run).status == 0
-    assert "wrong side of left arm, right_arm" in caplog.text and "TEST.flip to False" in caplog.text
-    for remedy in (["TEST.flip", "False"], ["DATA.flip_pairs", "[[1, 2]]"]):
-        caplog.clear()
-        assert script("test_18.py", *run, *remedy).status == 0 and "wrong side" not in caplog.text

@@ -62,7 +62,8 @@ def test(cfg: Config) -> None:
     with _writing(Path(t.save_folder)):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(metrics, indent=1) + "\n")
-    print(f"{table(metrics)}\n{protocol_line(metrics['protocol'])}\nwritten to {path}")
+    network = f"PSPNet-{cfg.train.architecture}"
+    print(f"{table(metrics)}\n{network}, {protocol_line(metrics['protocol'])}\nwritten to {path}")
 
 
 @contextlib.contextmanager

@@ -52,8 +52,9 @@ class Recorder:
     def start(self, data: TrainData, dtype: torch.dtype, seed: int, done: int) -> None:
         more = f" and {data.unlabelled} unlabelled" if data.unlabelled else ""
         self.log.info(
-            f"training on {distributed.device().type} in {dtype}, PSPNet-{self.cfg.train.layers}, {data.labelled} "
-            f"images{more}, seed {seed}, {done} of {self.cfg.train.epochs} epochs done, writing to {self.folder}"
+            f"training on {distributed.device().type} in {dtype}, PSPNet-{self.cfg.train.architecture}, "
+            f"{data.labelled} images{more}, seed {seed}, {done} of {self.cfg.train.epochs} epochs done, writing to "
+            f"{self.folder}"
         )
 
     def steps(self, step: int, means: dict[str, float], lr: float, rate: float, where: str) -> None:
