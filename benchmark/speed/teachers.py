@@ -68,7 +68,11 @@ TEACHERS: dict[str, Callable[[str, Path], str]] = {
         "SegformerImageProcessor",
         SQUARE,
         lambda package, **names: package.UperNetConfig(
-            backbone_config=package.ConvNextConfig(out_features=STAGES), auxiliary_in_channels=384, **names
+            backbone_config=package.ConvNextConfig(
+                hidden_sizes=[96, 192, 384, 768], depths=[3, 3, 9, 3], out_features=STAGES
+            ),
+            auxiliary_in_channels=384,
+            **names,
         ),
     ),
     "mask2former_swin_tiny": transformers(
