@@ -1,6 +1,5 @@
 """What may differ on a GPU; on a CPU the same tests try their own logic. Random networks, generated images."""
 
-import json
 import os
 import signal
 from argparse import Namespace
@@ -11,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import python, tiny_pspnet
+from conftest import tiny_pspnet
 from foreign import save, segformer
 from PIL import Image
 from test_resume import same
+from two_processes import by_one_and_two
 
 from benchmark.speed import step_variants
 from util import distributed
@@ -176,14 +176,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.mark.xdist_group("processes")
 def test_two_processes_on_one_device(device, tiny, command):
     """By gloo, since NCCL wants a GPU for each; the loss is one process's. A CPU's BatchNorm is not synchronised."""
-    (tiny.out / "driver.py").write_text(ONE_DEVICE)
-    curves = []
-    for processes in (1, 2):
-        folder = tiny.out / str(processes)
-        options = command(folder, "TRAIN.dropout", "0.0", "TRAIN.batch_size", "4", "TRAIN.gradient_shares", "False")
-        result = python(tiny.out / "driver.py", "train_50_18.py", *options, processes=processes)
-        assert result.returncode == 0, result.stderr
-        curves.append([json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()])
+    curves = [[line["loss"] for line in lines] for lines in by_one_and_two(tiny, command, ONE_DEVICE)]
     assert len(curves[0]) == 3 and curves[1] == pytest.approx(curves[0], rel=1e-5 if device == "cpu" else 1e-3)
 
 

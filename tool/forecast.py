@@ -36,7 +36,7 @@ def passes(cfg: Config) -> tuple[float, float]:
     image = image.to(memory_format=torch.channels_last)
 
     def forward():
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with distributed.autocast(dtype):
             return net(image)
 
     def step():

@@ -20,7 +20,7 @@ KEYS = {
   DISTILL.teacher_config, DISTILL.teacher_path     the teacher (train_50_18.py)
   DISTILL.weights.kl, DISTILL.hints                distillation terms (train_50_18.py)""",
     "test": """
-  TEST.model_path      checkpoint; else train_epoch_{{TRAIN.epochs}}.pth in TRAIN.save_path
+  TEST.model_path      checkpoint; else train_epoch_{TRAIN.epochs}.pth in TRAIN.save_path
   TEST.test_list       images and labels, `image label` a line; with TEST.split test images alone
   TEST.base_size       longer side at scale 1, in pixels
   TEST.mode, TEST.test_h, TEST.test_w   windows, or the whole image
@@ -40,9 +40,9 @@ All keys of DATA, TRAIN and TEST are explained in config/voc2012/voc2012_pspnet1
 DISTILL in voc2012_pspnet50_18.yaml beside it.
 
 examples:
-  python {{script}} {example}
-  python {{script}} --config {{config}} --check
-  torchrun --nproc_per_node 4 {{script}}
+  python {script} {example}
+  python {script} --config {config} --check
+  torchrun --nproc_per_node 4 {script}
 """
 
 
@@ -85,8 +85,8 @@ def parse_arguments(description: str, default_config: str, argv: list[str] | Non
         allow_abbrev=False,
     )
     kind = "test" if parser.prog.startswith("test") else "train"
-    epilog = EPILOG.format(keys=KEYS[kind].lstrip("\n"), example=EXAMPLE[kind])
-    parser.epilog = epilog.format(script=parser.prog, config=default_config)
+    words = {"keys": KEYS[kind].lstrip("\n"), "example": EXAMPLE[kind], "script": parser.prog, "config": default_config}
+    parser.epilog = EPILOG.format(**words)
     parser.add_argument("--config", default=default_config, help="YAML file (default: %(default)s)")
     parser.add_argument(
         "--check", action="store_true", help="read everything, try a few steps or an image; write nothing"

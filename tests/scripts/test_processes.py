@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, python
 from PIL import Image
+from two_processes import by_one_and_two
 
 from util import checkpoint
 
@@ -33,14 +34,7 @@ def test_two_processes_learn_what_one_does(tiny, command):
 
     The scenes' void pixels make the shares' counts differ, so a mean of means would be another curve.
     """
-    (tiny.out / "frozen.py").write_text(FROZEN)
-    curves = []
-    for processes in (1, 2):
-        folder = tiny.out / str(processes)
-        options = command(folder, "TRAIN.dropout", "0.0", "TRAIN.batch_size", "4", "TRAIN.gradient_shares", "False")
-        result = python(tiny.out / "frozen.py", "train_50_18.py", *options, processes=processes)
-        assert result.returncode == 0, result.stderr
-        curves.append([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()])
+    curves = by_one_and_two(tiny, command, FROZEN)
     assert len(curves[0]) == len(curves[1]) == 3 and curves[0][2]["loss"] < curves[0][0]["loss"]
     for one, two in zip(*curves, strict=True):
         for name in ("loss", "ce", "aux_ce", "kl", "aux_mse"):

@@ -116,7 +116,7 @@ class Predictor:
         Those are mirrored back at stride 8: upsampling by align_corners is the same both ways.
         """
         batch = torch.cat([windows, windows.flip(3)]) if self.protocol.flip else windows
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with distributed.autocast(self.dtype):
             logits = self.net(batch.to(self.dtype, memory_format=torch.channels_last)).logits.float()
         if not self.protocol.flip:
             return (logits,)

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.pspnet import Output
+from model.upsample import linear_weights
+from util import distributed
 from util.keys import Data
 
 Size = tuple[int, int]  # height, width
@@ -62,7 +64,7 @@ class Foreign(nn.Module):
                 pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
             if self.bgr:
                 pixels = pixels.flip(1)
-            with torch.autocast(image.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            with distributed.autocast(self.dtype):
                 raw = self.net(pixels)
             return Output(self.read(raw, lambda maps: sample(maps.float(), (height, width))), None, {})
 
@@ -93,4 +95,4 @@ def _weights(length: int, cells: int, like: Tensor) -> Tensor:
     """(ceil(length / 8), cells): what each of the grid's points takes of each cell."""
     points = torch.linspace(0, length - 1, (length - 1) // 8 + 1, device=like.device)
     where = ((points + 0.5) * (cells / length) - 0.5).clamp(0, cells - 1)
-    return (1 - (where[:, None] - torch.arange(cells, device=like.device)).abs()).clamp(min=0)
+    return linear_weights(where, cells)

@@ -44,7 +44,7 @@ class Teacher:
         """Logits and aux (N, classes, ...) and `layers`, in the net's dtype; aux is None without such a head."""
         if batch.cached and batch.cached.layers is not None:
             return self.cache.decode(batch.cached.layers)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with distributed.autocast(self.dtype):
             output = self.forward(batch.image.to(self.dtype))
         output = output._replace(features={name: output.features[name] for name in self.layers})
         if batch.cached is None:
