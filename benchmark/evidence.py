@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmark import animals, plan, tables  # noqa: E402
 from benchmark.record import RunRecord  # noqa: E402
+from tool import pipeline  # noqa: E402
 from tool.report import bootstrap  # noqa: E402
 from util import config  # noqa: E402
 
@@ -55,6 +56,10 @@ OF_ANIMALS = (
     *((other, "kl") for other in ("aux_mse", "cwd")),
     *((method, "kl") for method in animals.QUESTION_NAMES),
 )
+ADDED = {
+    "demo": (("default", "student"),),
+    "animals_short": (("features", "random"), ("imagenet", "random"), ("imagenet", "features"), ("lite2", "imagenet")),
+}
 
 Scores = Mapping[tuple[str, int], float]  # by method and seed
 Draws = Callable[[str, int], NDArray[np.float64] | None]
@@ -75,14 +80,15 @@ def draws_of(dataset: str, pixels: Mapping[str, NDArray[np.int32]]) -> Draws:
     have the same draws; where seeds share their images (CamVid) they share the draws.
     """
 
-    block = config.load(ROOT / f"config/{dataset}/{dataset}_pspnet18.yaml").data.video_block
+    name = dataset.removesuffix("_short")
+    block = config.load(ROOT / f"config/{name}/{name}_pspnet18.yaml").data.video_block
 
     @functools.cache
     def draws(method: str, seed: int) -> NDArray[np.float64] | None:
         counts = pixels.get(f"{method} {seed}")
         if counts is None:
             return None
-        same = seed if dataset == "shapes" else 0
+        same = seed if dataset in pipeline.GENERATED else 0
         return np.nanmean(bootstrap.resampled_iou(counts[None], RESAMPLES, block, same)[:, 0], 1)
 
     return draws
@@ -157,13 +163,15 @@ def analyse(dataset: str, content: Mapping[str, Any], draws: Draws | None = None
 
 def groups(dataset: str) -> Mapping[str, tuple[Mapping[str, Sequence[int]], Sequence[tuple[str, str]]]]:
     """For each group of entries, its seeds by dataset, and the methods to be compared."""
+    if dataset in ADDED:
+        return {"summary": (plan.ADDED_SEEDS, ADDED[dataset])}
     return {"summary": ({"animals": animals.SEEDS}, OF_ANIMALS)} if dataset == "animals" else GROUPS
 
 
 def main() -> None:
     found = {}
     folder = ROOT / "benchmark" / "results"
-    for dataset in (*plan.SEEDS, "animals"):
+    for dataset in (*plan.SEEDS, "animals", *ADDED):
         record = RunRecord(folder / dataset)
         record.content = found[dataset] = analyse(dataset, record.content, draws_of(dataset, record.pixels))
         record.write()

@@ -91,14 +91,12 @@ class Experiments:
 
     def entry(self, task: Task) -> tuple[dict[str, Any], np.ndarray]:
         """What is recorded of a run that has been tested."""
-        tested = runs.read(self.folder(task))
-        counts = runs.count([tested], runs.pairs_of(tested), border=0.01)
+        scores, pixels = scored(runs.read(self.folder(task)))
         entry = {
             "method": task.method,
             "seed": task.seed,
-            **{name: tested.metrics[name] for name in ("mIoU", "mAcc", "allAcc")},
+            **scores,
             "epochs": task.epochs,
-            "machine": measure.machine()["device"],
             "beside": {"student": task.student, "teacher": task.teacher, **self.teacher_file(task)},
             "config": {
                 "file": pipeline.config_file(self.dataset, task.run),
@@ -106,7 +104,14 @@ class Experiments:
                 "settings": without_defaults(self.settings(task)),
             },
         }
-        return entry, counts.pixels[0].sum(1).astype(np.int32)
+        return entry, pixels
+
+
+def scored(tested: runs.Run) -> tuple[dict[str, Any], np.ndarray]:
+    """Scores of a tested run and this machine, and pixel counts (images, 3 kinds, classes) as in runs.Counts."""
+    counts = runs.count([tested], runs.pairs_of(tested), border=0.01)
+    scores = {name: tested.metrics[name] for name in ("mIoU", "mAcc", "allAcc")}
+    return {**scores, "machine": measure.machine()["device"]}, counts.pixels[0].sum(1).astype(np.int32)
 
 
 def config_epochs(dataset: str) -> dict[str, int]:

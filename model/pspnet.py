@@ -17,6 +17,8 @@ LAYER_ZOOM_FACTOR = {"layer1": 2} | dict.fromkeys(
     ("layer2", "layer3", "layer4", "ppm", "feature", "aux_feature", "aux", "logits"), 1
 )
 
+Normalisation = tuple[list[float], list[float]]  # mean and standard deviation of each channel
+
 
 class Output(NamedTuple):
     """What every forward returns. Stride 8 means (N, ., ceil(H/8), ceil(W/8)) for an image (N, 3, H, W)."""
@@ -82,6 +84,7 @@ class PSPNet(nn.Module):
     ):
         super().__init__()
         self.layers, self.classes, self.stem = layers, classes, stem
+        self.register_buffer("rescale", None, persistent=False)
         if isinstance(layers, str):
             self.layer0 = TimmBackbone(layers)
             self.layer1, self.layer2, self.layer3, self.layer4 = (nn.Identity() for _ in STAGES)  # places for hooks
@@ -105,6 +108,8 @@ class PSPNet(nn.Module):
     def forward(self, image: Tensor) -> Output:
         """image: (N, 3, H, W), normalised, any H and W from 9 up (8n + 1 is where the grids fall exactly)."""
         features = {}
+        if self.rescale is not None:
+            image = image * self.rescale[0] + self.rescale[1]
         x = maps = self.layer0(image)
         for i, name in enumerate(STAGES):
             features[name] = x = getattr(self, name)(maps[i] if isinstance(maps, list) else x)
@@ -117,6 +122,11 @@ class PSPNet(nn.Module):
             return Output(logits, None, features)
         features["aux_feature"] = self.aux[:4](features["layer3"])
         return Output(logits, self.aux[4](features["aux_feature"]), features)
+
+    def expect(self, given: Normalisation, own: Normalisation) -> None:
+        """From now on images come normalised by `given`; the weights are for `own`. Both are of pixels of 0 to 255."""
+        (mean, std), (own_mean, own_std) = (torch.tensor(pair).view(2, 3, 1, 1) for pair in (given, own))
+        self.rescale = torch.stack([std, mean - own_mean]) / own_std
 
     def channels(self) -> dict[str, int]:
         """Channels of each layer that Output.layer gives; those of heads that are absent are absent."""

@@ -29,7 +29,6 @@ class TimmBackbone(nn.Module):
     def __init__(self, name: str):
         super().__init__()
         self.net, self.padded = _create(_bare(name)).eval(), False
-        self.register_buffer("rescale", None, persistent=False)
         self.reductions, self.channels = (values[-4:] for values in _stages(self.net))
         self.mean, self.std = ([255 * value for value in self.net.pretrained_cfg[key]] for key in ("mean", "std"))
         # Where every map has a value at each of the image's points 0, s, 2s ..., nothing has been cut into patches.
@@ -38,11 +37,6 @@ class TimmBackbone(nn.Module):
         if len(self.channels) < len(STRIDES) or self._grids(self) != [_ceil_div(65, stride) for stride in STRIDES]:
             raise ValueError(f"{name} does not give four maps of images of any size; take another model")
         self.train()
-
-    def expect(self, mean: list[float], std: list[float]) -> None:
-        """From now on images come normalised by these instead of by its own mean and std."""
-        given, own = (torch.tensor(pair).view(2, 3, 1, 1) for pair in ((mean, std), (self.mean, self.std)))
-        self.rescale = torch.stack([given[1], given[0] - own[0]]) / own[1]
 
     @staticmethod
     @torch.no_grad()
@@ -54,8 +48,6 @@ class TimmBackbone(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         size = image.shape[2:]
-        if self.rescale is not None:
-            image = image * self.rescale[0] + self.rescale[1]
         if self.padded:
             patch = max(8, *self.reductions)
             bottom, right = (_ceil_div(side + MARGIN, patch) * patch - MARGIN - side for side in size)

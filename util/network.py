@@ -73,11 +73,12 @@ def load(
 
     layers (a depth, or timm/NAME), classes: what the config says, and the file must hold. part: "student" or
     "teacher", for a file that holds both; a teacher's file may hold a backbone alone. aux: take the auxiliary head, if
-    there is one. data: what will feed it. Raises UserError naming what differs, in the network or from the
-    normalisation of its training.
+    there is one. data: what will feed it; a teacher of another normalisation converts its images. Raises UserError
+    naming what differs, in the network or, of a student, from the normalisation of its training.
     """
     content = checkpoint.read(path)
-    if data and (other := _other_normalisation(content, data)):
+    other = data and _other_normalisation(content, data)
+    if other and part == "student":
         raise UserError(f"{path} {other}; set them so")
     _check_backbone(content, layers, path, "TRAIN.backbone" if part == "student" else "DISTILL.teacher_backbone")
     state = checkpoint.network_state(path, part, content)
@@ -87,6 +88,9 @@ def load(
         return net
     net = make(layers, classes, _stem_of(state), aux=aux and "aux.4.weight" in state)
     _load_strictly(net, state, path)
+    if other:
+        log.info(f"teacher {path} {other}: it sees images as it was trained")
+        net.expect((data.mean, data.std), (content["normalisation"]["mean"], content["normalisation"]["std"]))
     return net
 
 
@@ -143,7 +147,7 @@ def _check_features(teacher: PSPNet, cfg: Config) -> None:
             "aux_mse to 0, and name losses on layer1 to layer4 in DISTILL.hints"
         )
     if isinstance(teacher.layers, str):
-        teacher.layer0.expect(cfg.data.mean, cfg.data.std)
+        teacher.expect((cfg.data.mean, cfg.data.std), (teacher.layer0.mean, teacher.layer0.std))
 
 
 def _stem_of(state: dict[str, Tensor]) -> str:

@@ -101,7 +101,10 @@ def test_a_transformer_teaches_from_its_file(tiny, script, options):
     result = script("train_50_18.py", *options, *found)
     assert result.status == 0, result.err
     cfg = tiny.load(*map(str, [*options[2:], *found]), "DATA.std", "[50.0, 60.0, 70.0]")
-    assert network.load_teacher(cfg).layer0.rescale is not None  # its own normalisation, whatever DATA's
+    net = network.load_teacher(cfg)  # its own normalisation, whatever DATA's
+    (scale, shift), mean, own = net.rescale[:, :, 0, 0], torch.tensor(cfg.data.mean), net.layer0
+    torch.testing.assert_close(scale, torch.tensor([50.0, 60.0, 70.0]) / torch.tensor(own.std))
+    torch.testing.assert_close(shift, (mean - torch.tensor(own.mean)) / torch.tensor(own.std))
 
 
 def test_an_epoch_is_every_image_once(tiny, options):

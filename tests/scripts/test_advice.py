@@ -122,13 +122,15 @@ def test_a_teacher_without_an_auxiliary_head(tiny, walk):
     walk("train_50_18.py", teacher, "DISTILL.weights.aux_mse to 0", ["DISTILL.weights.aux_mse", "0"])
 
 
-def test_a_teacher_of_another_normalisation(tiny, walk):
-    """Its values, set as the message says, are then the student's, and testing asks for them again."""
+def test_a_network_of_another_normalisation(tiny, walk):
     content = {"state_dict": tiny_pspnet().state_dict(), "normalisation": {"mean": [9.0] * 3, "std": [7.0] * 3}}
-    teacher = ["DISTILL.teacher_layers", "18", "DISTILL.teacher_path", save(tiny.out / "t.pth", **content)]
-    remedy = ["DATA.mean", "[9.0, 9.0, 9.0]", "DATA.std", "[7.0, 7.0, 7.0]"]
-    walk("train_50_18.py", teacher, "set them so", remedy)
-    walk("test_18.py", [], "set them so", remedy)
+    path = save(tiny.out / "t.pth", **content)
+    walk(
+        "test_18.py",
+        ["TEST.model_path", path],
+        "set them so",
+        ["DATA.mean", "[9.0, 9.0, 9.0]", "DATA.std", "[7.0, 7.0, 7.0]"],
+    )
 
 
 def test_values_that_no_class_has(tiny, walk):

@@ -9,6 +9,8 @@ from tool.report.runs import BORDER, INSIDE, Counts, Run
 from util.evaluate.metric import iou
 from util.evaluate.testing import protocol_line
 
+FEW = 10  # images, or blocks of them; a bootstrap over fewer is too narrow (over one, it has no width)
+
 
 def _gap_closed(scores, baseline: int | None, teacher: int | None):
     """(..., runs) mIoU -> share of the gap from student alone to teacher; None without both."""
@@ -34,6 +36,8 @@ def summarise(
     mean, drawn_mean = scores.mean(1), np.nanmean(drawn, 2)
     closed, drawn_closed = (_gap_closed(values, student, teacher) for values in (mean, drawn_mean))
     notes = _notes(runs, costs)
+    if len(counts.valid) < FEW * block:
+        notes.append(f"{len(counts.valid)} images are too few for intervals over images, which come out too narrow.")
     candidates = [r for r, role in enumerate(roles) if role == "distilled"] or range(len(runs))
     if closed is not None and bootstrap.interval(drawn_mean[:, teacher] - drawn_mean[:, student])[0] <= 0:
         closed = drawn_closed = None

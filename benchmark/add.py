@@ -1,0 +1,59 @@
+"""Record tested runs of one method, a folder for each seed, that other commands than results.py made.
+
+    python benchmark/add.py demo student exp/demo/seed_20/pspnet18 exp/demo/seed_21/pspnet18
+    python benchmark/add.py demo default exp/demo/seed_*/pspnet50_18 --student student
+
+Scores go to benchmark/results/RECORD.json, pixel counts to RECORD.npz; a run of the same method and
+seed is replaced. Seed, epochs and settings are those in the tested checkpoint. RESULTS.md names the
+commands.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmark.experiments import scored  # noqa: E402
+from benchmark.record import RunRecord, locked, without_defaults  # noqa: E402
+from benchmark.results import FOLDER  # noqa: E402
+from tool.report import runs  # noqa: E402
+from util import checkpoint  # noqa: E402
+from util.run import errors_in_one_line  # noqa: E402
+
+
+def entry(method: str, folder: Path, student: str, teacher: str) -> tuple[dict[str, Any], np.ndarray]:
+    """What is recorded of the run in `folder`. Raises UserError where it was not tested or its checkpoint is gone."""
+    tested = runs.read(folder)
+    trained = checkpoint.read(tested.checkpoint)
+    scores, pixels = scored(tested)
+    beside = {"student": student, "teacher": teacher}
+    config = {"settings": without_defaults(trained["settings"])}
+    about = {"seed": trained["seed"], "epochs": trained["epoch"], "beside": beside, "config": config}
+    return {"method": method, **scores, **about}, pixels
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("record")
+    parser.add_argument("method")
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--student", help="method that the gain is measured from (default: none)")
+    parser.add_argument("--teacher", default="teacher", help="method that teaches it")
+    arguments = parser.parse_args(argv)
+    path = FOLDER / arguments.record
+    with errors_in_one_line(), locked(path):
+        record = RunRecord(path)
+        for folder in arguments.folders:
+            made, pixels = entry(arguments.method, folder, arguments.student or arguments.method, arguments.teacher)
+            if known := record.find(made["method"], made["seed"]):
+                record.drop(known)
+            record.add(made, pixels)
+
+
+if __name__ == "__main__":
+    main()
