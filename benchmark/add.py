@@ -1,7 +1,6 @@
 """Record tested runs of one method, a folder for each seed, that other commands than results.py made.
 
-    python benchmark/add.py demo student exp/demo/seed_20/pspnet18 exp/demo/seed_21/pspnet18
-    python benchmark/add.py demo default exp/demo/seed_*/pspnet50_18 --student student
+    python benchmark/add.py animals_short imagenet exp/animals/imagenet_10 exp/animals/imagenet_11
 
 Scores go to benchmark/results/RECORD.json, pixel counts to RECORD.npz; a run of the same method and
 seed is replaced. Seed, epochs and settings are those in the tested checkpoint. RESULTS.md names the

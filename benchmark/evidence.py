@@ -57,7 +57,6 @@ OF_ANIMALS = (
     *((method, "kl") for method in animals.QUESTION_NAMES),
 )
 ADDED = {
-    "demo": (("default", "student"),),
     "animals_short": (("features", "random"), ("imagenet", "random"), ("imagenet", "features"), ("lite2", "imagenet")),
 }
 

@@ -4,7 +4,8 @@ Each scene has a textured background and a few textured objects of 7 classes, wh
 colours, textures, light, size and rotation are drawn from the same distributions for all. Objects cover each other;
 every object has a border of one pixel with label 255, as in VOC. A scene is a function of (seed, split, index).
 
-With --easy, for a demonstration in minutes: scenes of a third of the area with fewer objects.
+With --easy, for a demonstration in minutes: scenes of a third of the area with fewer objects, whose colours hint at
+the class.
 
     python dataset/shapes/prepare.py [--seed 0] [--train 400] [--val 100] [--easy] [--out dataset/shapes]
 """
@@ -31,15 +32,16 @@ Picture = NDArray[np.float32]
 
 
 class Look(NamedTuple):
-    """Sizes in pixels; objects, radius: ranges, of which the second of `objects` is left out."""
+    """What scenes look like. objects, radius: ranges, of which the second of `objects` is left out; sizes in pixels."""
 
     height: int = 96
     width: int = 128
     objects: tuple[int, int] = (4, 8)
     radius: tuple[float, float] = (16, 26)
+    hint: float = 0.0  # how far each object's colours move from their random ones to its class's own
 
 
-EASY = Look(64, 64, (2, 4), (14, 22))
+EASY = Look(64, 64, (2, 4), (14, 22), 0.6)
 
 
 def texture(rng: np.random.Generator, low: float, high: float, look: Look) -> Picture:
@@ -91,8 +93,8 @@ def outline(kind: str, rng: np.random.Generator) -> list[Points]:
     return [np.concatenate([arc(1, meet, 2 * np.pi - meet), bite[::-1]])]
 
 
-def scene(seed: int, split: int, index: int, look: Look) -> tuple[NDArray[np.uint8], Mask]:
-    """One scene: RGB image (height, width, 3) and label (height, width)."""
+def scene(seed: int, split: int, index: int, look: Look, palette: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Mask]:
+    """One scene: RGB image (height, width, 3) and label (height, width). palette: (classes, 3) colours."""
     rng = np.random.default_rng((seed, split, index))
     size = (look.height, look.width)
     image, label = texture(rng, *GROUND, look), np.zeros(size, np.uint8)
@@ -106,7 +108,8 @@ def scene(seed: int, split: int, index: int, look: Look) -> tuple[NDArray[np.uin
         fixed = [np.round(points * 16).astype(np.int32) for points in polygons]  # 4 fractional bits
         cv2.fillPoly(mask, fixed, 255, lineType=cv2.LINE_AA, shift=4)
         soft = (mask / 255.0)[..., None].astype(np.float32)
-        image = image * (1 - soft) + texture(rng, *OBJECT, look) * soft
+        skin = texture(rng, *OBJECT, look)
+        image = image * (1 - soft) + (skin + look.hint * (palette[kind + 1] - skin)) * soft
         solid = (mask > 127).astype(np.uint8)
         border = cv2.morphologyEx(solid, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8))
         label[solid > 0] = kind + 1
@@ -133,7 +136,7 @@ def write(out: Path, seed: int, counts: dict[str, int], look: Look) -> None:
     for split, (name, count) in enumerate(counts.items()):
         lines = []
         for index in tqdm(range(count), f"shapes {name}", disable=None):
-            image, label = scene(seed, split, index, look)
+            image, label = scene(seed, split, index, look, colors)
             stem = f"{name}_{index:04d}"
             Image.fromarray(image).save(out / "image" / f"{stem}.jpg", quality=QUALITY)
             picture = Image.fromarray(label, "P")
@@ -148,7 +151,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", type=int, default=400, help="training scenes (default: %(default)s)")
     parser.add_argument("--val", type=int, default=100, help="validation scenes (default: %(default)s)")
-    parser.add_argument("--easy", action="store_true", help="small scenes of few objects")
+    parser.add_argument(
+        "--easy", action="store_true", help="small scenes of few objects, whose colours hint at the class"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder (default: this file's)")
     arguments = parser.parse_args()
     try:

@@ -11,29 +11,29 @@ from benchmark import add, evidence, record, tables
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(add, "FOLDER", tmp_path)
-    (tmp_path / "demo.json").write_text(json.dumps({"runs": []}))
-    np.savez_compressed(tmp_path / "demo.npz")
+    (tmp_path / "animals_short.json").write_text(json.dumps({"runs": []}))
+    np.savez_compressed(tmp_path / "animals_short.npz")
     return tmp_path
 
 
 def test_a_run_is_recorded_once_with_what_its_checkpoint_says(tiny, script, folder):
     for name in ("train_18.py", "test_18.py"):
-        result = script(name, "--config", tiny.path, "TRAIN.manual_seed", "21", "TEST.save_folder", tiny.out / "result")
+        result = script(name, "--config", tiny.path, "TRAIN.manual_seed", "11", "TEST.save_folder", tiny.out / "result")
         assert result.status == 0, result.err
     for _ in range(2):
-        add.main(["demo", "student", str(tiny.out)])
-    kept = record.RunRecord(folder / "demo")
+        add.main(["animals_short", "student", str(tiny.out)])
+    kept = record.RunRecord(folder / "animals_short")
     (entry,) = kept.content["runs"]
     metrics = json.loads((tiny.out / "result/metrics.json").read_text())
-    assert (entry["seed"], entry["epochs"], entry["mIoU"]) == (21, 1, metrics["mIoU"])
-    assert entry["config"]["settings"]["TRAIN.manual_seed"] == 21 and str(tiny.out) not in json.dumps(entry)
-    assert kept.pixels["student 21"].shape == (3, 3, 4)
-    found = {"demo": evidence.analyse("demo", kept.content)}
-    text = tables.rewrite("<!-- demo main -->\n<!-- end -->", found)
+    assert (entry["seed"], entry["epochs"], entry["mIoU"]) == (11, 1, metrics["mIoU"])
+    assert entry["config"]["settings"]["TRAIN.manual_seed"] == 11 and str(tiny.out) not in json.dumps(entry)
+    assert kept.pixels["student 11"].shape == (3, 3, 4)
+    found = {"animals_short": evidence.analyse("animals_short", kept.content)}
+    text = tables.rewrite("<!-- animals_short main -->\n<!-- end -->", found)
     assert f"| student alone | 1 | 1 | {100 * metrics['mIoU']:.2f} |" in text
 
 
 def test_a_run_without_a_test_is_refused(folder, capsys):
     with pytest.raises(SystemExit) as stop:
-        add.main(["demo", "student", str(folder / "nowhere")])
+        add.main(["animals_short", "student", str(folder / "nowhere")])
     assert stop.value.code == 2 and "nowhere/result/metrics.json does not exist" in capsys.readouterr().err

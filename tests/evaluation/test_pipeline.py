@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import python
+from conftest import ROOT, python
 
 from dataset.shapes import prepare
 from tool import forecast, pipeline
@@ -82,12 +82,20 @@ def test_the_forecasts_step_is_a_training_step(tmp_path):
     assert step > forward > 0
 
 
-def test_easy_scenes_are_small():
-    image, label = prepare.scene(0, 0, 0, prepare.EASY)
-    assert image.shape == (64, 64, 3) and label.shape == (64, 64) and len(np.unique(label)) > 2
+def test_easy_scenes_are_small_and_their_colours_hint_at_the_class():
+    """Beside the same scenes without the hint: the objects' colours lie nearer to their classes'."""
+    colors = np.loadtxt(ROOT / "dataset/shapes/shapes_colors.txt", dtype=np.uint8)
+    distances = []
+    for look in (prepare.EASY, prepare.EASY._replace(hint=0.0)):
+        image, label = prepare.scene(0, 0, 0, look, colors)
+        assert image.shape == (64, 64, 3) and label.shape == (64, 64)
+        on = (label > 0) & (label < 255)
+        distances.append(np.abs(image[on].astype(float) - colors[label[on]]).mean())
+    assert distances[0] < 0.9 * distances[1]
 
 
 def test_the_scenes_of_the_recorded_results_stay_the_same():
     """A change of the generator's draws would make shapes another dataset."""
-    labels = [prepare.scene(10, split, 7, prepare.Look())[1] for split in (0, 1)]
+    colors = np.zeros((8, 3), np.uint8)
+    labels = [prepare.scene(10, split, 7, prepare.Look(), colors)[1] for split in (0, 1)]
     assert [zlib.crc32(label.tobytes()) for label in labels] == [3961784211, 2725368659]
