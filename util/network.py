@@ -85,9 +85,9 @@ def load(
     if part == "teacher" and not any(key.startswith("cls.") for key in state):
         net = make(layers, None, _stem_of(state))
         fill_backbone(net, state, path)
-        return net
-    net = make(layers, classes, _stem_of(state), aux=aux and "aux.4.weight" in state)
-    _load_strictly(net, state, path)
+    else:
+        net = make(layers, classes, _stem_of(state), aux=aux and "aux.4.weight" in state)
+        _load_strictly(net, state, path)
     if other:
         log.info(f"teacher {path} {other}: it sees images as it was trained")
         net.expect((data.mean, data.std), (content["normalisation"]["mean"], content["normalisation"]["std"]))
