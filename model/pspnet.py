@@ -14,7 +14,7 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 BINS = (1, 2, 3, 6)
 # zoom_factor of each layer's grid: 2 is stride 4, 1 is stride 8
 LAYER_ZOOM_FACTOR = {"layer1": 2} | dict.fromkeys(
-    ("layer2", "layer3", "layer4", "ppm", "feature", "aux_feature", "aux", "logits"), 1
+    ("layer2", "layer3", "layer4", "feature", "aux_feature", "aux", "logits"), 1
 )
 
 Normalisation = tuple[list[float], list[float]]  # mean and standard deviation of each channel
@@ -25,7 +25,7 @@ class Output(NamedTuple):
 
     logits: Tensor | None  # (N, classes, ...) at stride 8; None when the network is a backbone alone
     aux: Tensor | None  # (N, classes, ...) at stride 8; None when the network has no auxiliary head
-    features: dict[str, Tensor]  # layer1 (stride 4), layer2 .. layer4, ppm, feature, aux_feature (stride 8)
+    features: dict[str, Tensor]  # layer1 (stride 4), layer2 .. layer4, feature, aux_feature (stride 8)
 
     def layer(self, name: str) -> Tensor:
         """A layer by its name. `feature` and `aux_feature` are the inputs of the last 1x1 convolutions."""
@@ -37,7 +37,7 @@ class Output(NamedTuple):
 
 
 class PPM(nn.Module):
-    """Pyramid pooling: (N, C, h, w) -> (N, 2C, h, w), the input beside its means over 1, 2, 3 and 6 bins a side."""
+    """Pyramid pooling: (N, C, h, w) -> that map, and its means over 1, 2, 3 and 6 bins a side, (N, C/4, bins, bins)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -52,16 +52,36 @@ class PPM(nn.Module):
             for size in BINS
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = [F.interpolate(f(x), x.shape[2:], mode="bilinear", align_corners=True) for f in self.features]
-        if x.is_contiguous(memory_format=torch.channels_last):  # one bin alone has lost it, and all would with it
-            pooled = [y.contiguous(memory_format=torch.channels_last) for y in pooled]
-        return torch.cat([x, *pooled], 1)
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x, *(branch(x) for branch in self.features)]
 
 
-def _head(channels: int, width: int, classes: int, dropout: float) -> nn.Sequential:
+class PyramidConv(nn.Conv2d):
+    """The 3x3 convolution of PPM's output, as if its maps were enlarged (bilinear, align_corners) and concatenated.
+
+    Enlarging is linear, so the kernel can be applied before it, to 50 bins in place of h * w positions; what a bin then
+    adds to each position depends on h and w alone. The result differs by rounding; half of the multiplications and the
+    concatenated map are saved.
+    """
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """maps: (N, C, h, w) and the means, (N, ., bins, bins) -> (N, out_channels, h, w)."""
+        own, *kernels = self.weight.split([x.shape[1] for x in maps], 1)
+        y = F.conv2d(maps[0], own, self.bias, padding=1)
+        size, exact = y.shape[2:], torch.promote_types(y.dtype, torch.float32)
+        shares, added = [], []
+        for x, kernel in zip(maps[1:], kernels, strict=True):
+            bins = x.shape[2]
+            each = torch.eye(bins * bins, dtype=exact, device=y.device).view(1, -1, bins, bins)
+            enlarged = F.interpolate(each, size, mode="bilinear", align_corners=True)
+            shares.append(F.unfold(enlarged, 3, padding=1)[0])  # (bins * bins * 9, h * w)
+            added.append(torch.einsum("ncb,ock->nbko", x.flatten(2), kernel.flatten(2)).flatten(1, 2))
+        return y + (torch.cat(shares).t().to(y.dtype) @ torch.cat(added, 1)).transpose(1, 2).unflatten(2, size)
+
+
+def _head(channels: int, width: int, classes: int, dropout: float, conv: type[nn.Conv2d] = nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1, bias=False),
+        conv(channels, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
         nn.Dropout2d(dropout),
@@ -99,8 +119,8 @@ class PSPNet(nn.Module):
         self.ppm = self.cls = self.aux = None
         if classes:
             self.ppm = PPM(stages[3])
-            self.widths |= {"ppm": stages[3] + len(BINS) * (stages[3] // len(BINS)), "feature": width}
-            self.cls = _head(self.widths["ppm"], width, classes, dropout)
+            self.widths["feature"] = width
+            self.cls = _head(stages[3] + len(BINS) * (stages[3] // len(BINS)), width, classes, dropout, PyramidConv)
         if classes and aux:
             self.widths["aux_feature"] = aux_width
             self.aux = _head(stages[2], aux_width, classes, dropout)
@@ -115,8 +135,7 @@ class PSPNet(nn.Module):
             features[name] = x = getattr(self, name)(maps[i] if isinstance(maps, list) else x)
         if self.cls is None:
             return Output(None, None, features)
-        features["ppm"] = self.ppm(x)
-        features["feature"] = self.cls[:4](features["ppm"])
+        features["feature"] = self.cls[:4](self.ppm(x))
         logits = self.cls[4](features["feature"])
         if self.aux is None:
             return Output(logits, None, features)

@@ -19,6 +19,7 @@ from model.distill.features import mse
 from model.distill.logits import kl
 from model.labels import Labels, sample_labels
 from model.pspnet import Output, PSPNet
+from tool.export.graph import Concatenated
 from util import config, distributed
 from util.data.batch import ToDevice
 from util.errors import UserError
@@ -103,6 +104,12 @@ def beside(step: Step) -> None:
     step.teacher.forward, step.stepper.forward = start, join
 
 
+def concatenated(step: Step) -> None:
+    """The pyramid's maps enlarged and concatenated before the head's convolution, as PSPNet is written elsewhere."""
+    for net in [step.stepper.model, step.teacher.net] if step.teacher else [step.stepper.model]:
+        net.cls[0] = Concatenated(net.cls[0])
+
+
 def foreach(step: Step) -> None:
     for group in step.stepper.optimizer.param_groups:
         group["fused"], group["foreach"] = False, True
@@ -131,6 +138,7 @@ CHANGES = {
     "max-autotune": functools.partial(compiled, mode="max-autotune-no-cudagraphs"),
     "teacher-compile": functools.partial(compiled, student=False),
     "stream": beside,
+    "concatenated": concatenated,
     "foreach": foreach,
     "bf16-weights": bfloat16_weights,
     "compiled-loss": compiled_loss,

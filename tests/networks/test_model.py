@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import CLASSES, tiny_pspnet
 
 from model import backbone
@@ -29,7 +30,6 @@ def test_output_shapes(layers, stem, size):
         "layer2": (wide // 4, *grid),
         "layer3": (wide // 2, *grid),
         "layer4": (wide, *grid),
-        "ppm": (2 * wide, *grid),
         "feature": (512, *grid),
         "aux_feature": (128 if layers < 50 else 256, *grid),
     }
@@ -176,3 +176,20 @@ def test_pretrained_file(tmp_path, stem):
     with pytest.raises(UserError, match="stem"):
         other = "deep" if stem == "plain" else "plain"
         load_pretrained(PSPNet(18, 9, other), path)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (9, 9), (13, 6), (31, 30)])
+def test_the_pyramids_convolution_is_that_of_the_enlarged_and_concatenated_maps(size):
+    """Values and all gradients, in float64; (2, 3): fewer positions than bins."""
+    net = PSPNet(18, 2).double()
+    conv, x = net.cls[0], torch.randn(2, 512, *size, dtype=torch.float64, requires_grad=True)
+    wanted = (x, conv.weight, *net.ppm.parameters())
+    maps = net.ppm(x)
+    enlarged = [F.interpolate(m, size, mode="bilinear", align_corners=True) for m in maps]
+    plain = F.conv2d(torch.cat(enlarged, 1), conv.weight, padding=1)
+    ours, toward = conv(maps), torch.randn_like(plain)
+    torch.testing.assert_close(ours, plain)
+    for own, other in zip(
+        *(torch.autograd.grad(y, wanted, toward, retain_graph=True) for y in (ours, plain)), strict=True
+    ):
+        torch.testing.assert_close(own, other)

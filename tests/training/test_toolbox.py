@@ -91,10 +91,12 @@ def test_every_recipe_trains_the_shapes_student_from_yaml_alone(recipe, shapes, 
 
 @pytest.mark.parametrize(("layers", "stem", "student"), [(101, "plain", "34"), (18, "deep", "18")])
 def test_other_pairs(layers, stem, student, distil):
-    hints = "  hints: [{layer: layer1, loss: fitnet}, {layer: layer4, loss: cwd, weight: 5}, {layer: ppm, loss: at}]\n"
+    hints = (
+        "  hints: [{layer: layer1, loss: fitnet}, {layer: layer4, loss: cwd, weight: 5}, {layer: feature, loss: at}]\n"
+    )
     result, history = distil(hints, "TRAIN.layers", student, layers=layers, stem=stem)
     assert result.status == 0, result.err
-    assert history[0].keys() >= {"fitnet_layer1", "cwd_layer4", "at_ppm", "share_fitnet_layer1"}
+    assert history[0].keys() >= {"fitnet_layer1", "cwd_layer4", "at_feature", "share_fitnet_layer1"}
 
 
 def test_layers_of_different_grids_and_a_teacher_of_another_precision(distil):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.pspnet import PSPNet
+from model.pspnet import PSPNet, PyramidConv
 from util.config import Data
 
 
@@ -33,10 +33,25 @@ class AdaptiveAvgPool(nn.Module):
         return rows @ x @ columns.t()
 
 
+class Concatenated(nn.Module):
+    """A PyramidConv as one convolution of one map: int8 quantisation finds the weights of those alone."""
+
+    def __init__(self, conv: PyramidConv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        size = maps[0].shape[2:]
+        maps = [maps[0], *(F.interpolate(x, size, mode="bilinear", align_corners=True) for x in maps[1:])]
+        if maps[0].is_contiguous(memory_format=torch.channels_last):  # one bin alone has lost it, and all would with it
+            maps = [x.contiguous(memory_format=torch.channels_last) for x in maps]
+        return nn.Conv2d.forward(self.conv, torch.cat(maps, 1))
+
+
 class Exportable(nn.Module):
     """image (N, 3, H, W) float32 -> logits (N, classes, H, W), for H and W of 9 or more.
 
-    Changes `net`: it is frozen, loses its auxiliary head, and its pooling is replaced. normalize:
+    Changes `net`: it is frozen, loses its auxiliary head, and its pyramid is replaced. normalize:
     the graph takes RGB values 0 .. 255 and normalises them; otherwise it takes (RGB - mean) / std.
     """
 
@@ -46,6 +61,7 @@ class Exportable(nn.Module):
         self.net = net.freeze().to(memory_format=torch.contiguous_format)
         for branch in self.net.ppm.features:
             branch[0] = AdaptiveAvgPool(branch[0].output_size)
+        self.net.cls[0] = Concatenated(self.net.cls[0])
         self.normalize = normalize
         self.register_buffer("mean", torch.tensor(data.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(data.std).view(1, 3, 1, 1))

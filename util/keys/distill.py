@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 from model.distill.options import AboveZero, NotNegative
 from util.keys.base import Backbone, Depth, Precision, Section, UserPath
 
-Layer = Literal["layer1", "layer2", "layer3", "layer4", "ppm", "feature", "aux_feature", "aux", "logits"]
+Layer = Literal["layer1", "layer2", "layer3", "layer4", "feature", "aux_feature", "aux", "logits"]
 Teachers = Annotated[list[UserPath], Field(min_length=1)]
 Classes = Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
 
