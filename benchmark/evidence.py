@@ -55,9 +55,6 @@ OF_ANIMALS = (
     *((other, "kl") for other in ("aux_mse", "cwd")),
     *((method, "kl") for method in animals.QUESTION_NAMES),
 )
-ADDED = {
-    "animals_short": (("features", "random"), ("imagenet", "random"), ("imagenet", "features"), ("lite2", "imagenet")),
-}
 
 Scores = Mapping[tuple[str, int], float]  # by method and seed
 Draws = Callable[[str, int], NDArray[np.float64] | None]
@@ -78,7 +75,7 @@ def draws_of(dataset: str, pixels: Mapping[str, NDArray[np.int32]]) -> Draws:
     have the same draws; where seeds share their images (CamVid) they share the draws.
     """
 
-    name = dataset.removesuffix("_short")
+    name = dataset.partition("_")[0]
     block = config.load(ROOT / f"config/{name}/{name}_pspnet18.yaml").data.video_block
 
     @functools.cache
@@ -161,15 +158,16 @@ def analyse(dataset: str, content: Mapping[str, Any], draws: Draws | None = None
 
 def groups(dataset: str) -> Mapping[str, tuple[Mapping[str, Sequence[int]], Sequence[tuple[str, str]]]]:
     """For each group of entries, its seeds by dataset, and the methods to be compared."""
-    if dataset in ADDED:
-        return {"summary": (plan.ADDED_SEEDS, ADDED[dataset])}
+    if dataset in plan.ADDED:
+        seeds, pairs = plan.ADDED[dataset]
+        return {"summary": ({dataset: seeds}, pairs)}
     return {"summary": ({"animals": animals.SEEDS}, OF_ANIMALS)} if dataset == "animals" else GROUPS
 
 
 def main() -> None:
     found = {}
     folder = ROOT / "benchmark" / "results"
-    for dataset in (*plan.SEEDS, "animals", *ADDED):
+    for dataset in (*plan.SEEDS, "animals", *plan.ADDED):
         record = RunRecord(folder / dataset)
         record.content = found[dataset] = analyse(dataset, record.content, draws_of(dataset, record.pixels))
         record.write()

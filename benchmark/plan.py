@@ -1,11 +1,19 @@
 """The runs of benchmark/results.py: methods, settings, seeds, order."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 SEEDS = {"camvid": (0, 1, 2), "shapes": (10, 11, 12, 13, 14)}  # shapes: 0 to 2 were used for tuning its settings
 ABLATION_SEEDS = {"camvid": (0, 1, 2), "shapes": (15, 16, 17)}  # of `ablations`; no choice was made on 15 to 17
-ADDED_SEEDS = {"animals_short": (10, 11, 12)}  # of what add.py records
+# What add.py records: the seeds, and the methods to be compared.
+ADDED: Mapping[str, tuple[Sequence[int], Sequence[tuple[str, str]]]] = {
+    "animals_short": (
+        (10, 11, 12),
+        (("features", "random"), ("imagenet", "random"), ("imagenet", "features"), ("lite2", "imagenet")),
+    ),
+    "animals_small": ((10, 11, 12), (("default", "kl"), ("nfd", "default"), ("nfd", "kl"))),
+    "animals_small_tuning": ((0,), ()),
+}
 UNLABELLED_SEEDS = {"camvid": (), "shapes": (0,)}
 SHAPES_LABELS = 400
 KL, AUX_MSE, HINTS = "DISTILL.weights.kl", "DISTILL.weights.aux_mse", "DISTILL.hints"

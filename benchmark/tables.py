@@ -3,6 +3,7 @@
 python benchmark/tables.py benchmark/results/step-*.json benchmark/results/losses-*.json
 """
 
+import itertools
 import json
 import math
 import re
@@ -59,7 +60,8 @@ def scores(summary: Mapping[str, Mapping[str, Any]], methods: Iterable[str]) -> 
         cells = [NAMES.get(method, method), str(row["runs"]), str(row["epochs"])]
         cells += [_points(row.get(key)) for key in ("mean", "spread", "gain")]
         rows.append([*cells, _interval(row.get("interval")), "" if closed is None else f"{100 * closed:.0f} %"])
-    return table(head, rows)
+    told = [any(cells) for cells in zip(*rows, strict=True)]  # a column without any cell says nothing
+    return table(itertools.compress(head, told), (itertools.compress(cells, told) for cells in rows))
 
 
 def contrasts(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -158,7 +160,7 @@ def rewrite(text: str, found: Mapping[str, Mapping[str, Any]]) -> str:
         if dataset == "animals":
             made |= of_animals(content)
             continue
-        if dataset in plan.ADDED_SEEDS:
+        if dataset in plan.ADDED:
             made[f"{dataset} main"] = scores(content["summary"], content["summary"])
             made[f"{dataset} contrasts"] = contrasts(content["summary contrasts"])
             continue

@@ -53,7 +53,7 @@ def test_the_interval_over_images_is_of_the_paired_draws(monkeypatch):
 @pytest.fixture(scope="module")
 def analysed():
     found = {}
-    for dataset in (*plan.SEEDS, *plan.ADDED_SEEDS):
+    for dataset in (*plan.SEEDS, *plan.ADDED):
         kept = record.RunRecord(ROOT / "benchmark" / "results" / dataset)
         found[dataset] = kept.content, evidence.analyse(dataset, kept.content)
     return found
@@ -68,7 +68,7 @@ def published(fresh):
 
 def test_the_published_tables_are_what_was_recorded(analysed):
     """README.md's, RESULTS.md's and the JSON's, from the scores of the runs alone."""
-    for name, count in (("README.md", 1), ("benchmark/RESULTS.md", 18)):
+    for name, count in (("README.md", 1), ("benchmark/RESULTS.md", 21)):
         text = (ROOT / name).read_text()
         found = published({dataset: fresh for dataset, (_, fresh) in analysed.items()})
         assert tables.rewrite(text, found) == text
