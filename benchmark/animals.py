@@ -13,9 +13,9 @@ from benchmark.plan import AUX_MSE, DISTILL, HINTS, KL, PER_BATCH, Overrides, Ta
 
 SEEDS, TUNING_SEED = (10, 11, 12), 0
 HELD_OUT = 5  # every fifth of the training images is held out of tuning
-BASE_LRS, HEADS = (0.002, 0.006, 0.018), (2, 10)
+BASE_LRS, HEADS = (0.0007, 0.002, 0.006), (2, 10)
 RATES = {(r, h): {"TRAIN.base_lr": r, "TRAIN.head_lr_factor": h} for r in BASE_LRS for h in HEADS}
-TEACHER_RATES = ((0.002, 10), (0.006, 2), (0.006, 10))
+TEACHER_RATES = ((0.0007, 10), (0.002, 2), (0.002, 10))
 COMPILED = 1.48  # steps of the student alone in the time of a distilled one: results/step-h100.json
 OTHER_TEACHER = "teacher, other images"
 TEMPERATURE = "DISTILL.temperature"

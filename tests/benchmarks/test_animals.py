@@ -123,7 +123,7 @@ def test_the_weights_are_recorded_by_their_description(folder, fails):
 
 
 def test_recorded_runs_of_other_settings_than_tuning_now_chooses_are_named(folder):
-    keys = ("nfd, 0.006 x 2", 0), ("nfd", 11)
+    keys = ("nfd, 0.002 x 2", 0), ("nfd", 11)
     plans = []
     for score in (tuned(), {**tuned(), "nfd, weight x 10": 1.0}):
         experiments = made(folder, score)
@@ -153,7 +153,7 @@ def test_a_tuning_run_that_fails_counts_as_0_and_the_rest_goes_on(folder, monkey
     monkeypatch.setattr(animals_runs.Animals, "run", lambda *_: type("", (), {"perform": lambda: None}))
 
     def run(method, seed, code=2):
-        if method == "student, 0.018 x 10":
+        if method == "student, 0.006 x 10":
             raise SystemExit(code)
         return {"method": method, "seed": seed, "mIoU": invented(method)}, np.ones(3)
 
@@ -168,9 +168,9 @@ def test_a_tuning_run_that_fails_counts_as_0_and_the_rest_goes_on(folder, monkey
     with pytest.raises(SystemExit):
         perform(code=1)
     content = perform(code=2)
-    assert content["failed"] == ["student, 0.018 x 10"] and len(content["runs"]) == 5
-    assert animals.scores_of(content)["student, 0.018 x 10"] == 0
-    assert animals_runs.Records(folder).find("student, 0.018 x 10", 0)  # the next command does not try it again
+    assert content["failed"] == ["student, 0.006 x 10"] and len(content["runs"]) == 5
+    assert animals.scores_of(content)["student, 0.006 x 10"] == 0
+    assert animals_runs.Records(folder).find("student, 0.006 x 10", 0)  # the next command does not try it again
 
 
 def test_the_tables_of_a_record(folder):
@@ -193,7 +193,7 @@ def test_the_tables_of_a_record(folder):
     assert "trained 2 times" in text["animals main"]
     assert "invented weights" in text["animals main"] and "kl, T" in text["animals kl"]
     row = next(line for line in text["animals rates"].splitlines() if line.startswith("| `nfd` |"))
-    assert f"{100 * score['nfd, 0.006 x 2']:.2f}" in row
+    assert f"{100 * score['nfd, 0.002 x 2']:.2f}" in row
     assert animals.choice("nfd", score).removeprefix("nfd, ") in row
     empty = tables.of_animals({**evidence.analyse("animals", {"runs": []}), "tuned": {"failed": [], "runs": []}})
     assert {*empty.values()} == {tables.NOT_RUN}
