@@ -11,7 +11,7 @@ ADDED: Mapping[str, tuple[Sequence[int], Sequence[tuple[str, str]]]] = {
         (10, 11, 12),
         (("features", "random"), ("imagenet", "random"), ("imagenet", "features"), ("lite2", "imagenet")),
     ),
-    "animals_small": ((10, 11, 12), (("default", "kl"), ("nfd", "default"), ("nfd", "kl"))),
+    "animals_small": ((10, 11, 12), ()),
     "animals_small_tuning": ((0,), ()),
 }
 UNLABELLED_SEEDS = {"camvid": (), "shapes": (0,)}

@@ -146,7 +146,7 @@ def rates(tuned: Mapping[str, Any]) -> str:
 
 def headline(found: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
-    for dataset, content in found.items():
+    for dataset, content in ((name, found[name]) for name in found if name not in plan.ADDED):
         for method, row in ((m, content["summary"][m]) for m in HEADLINE if m in content["summary"]):
             gain = f"{_points(row['gain'])} ({_interval(row['interval'])})" if "gain" in row else ""
             rows.append([dataset, NAMES.get(method, method), str(row["epochs"]), _points(row["mean"]), gain])
