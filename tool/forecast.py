@@ -30,10 +30,11 @@ def least(work: Callable[[], object]) -> float:
 def passes(cfg: Config) -> tuple[float, float]:
     """Seconds of a training step of cfg's network on random crops, and of the forward pass in it; without a teacher."""
     train, device, dtype = cfg.train, distributed.device(), distributed.precision(cfg.train.precision)
-    net = network.build(train, cfg.data).to(device, memory_format=torch.channels_last)
+    layout = distributed.training_layout(dtype)
+    net = network.build(train, cfg.data).to(device, memory_format=layout)
     optimizer = build_optimizer(train, net)
     image = torch.randn(train.batch_size, 3, train.train_h, train.train_w, device=device)
-    image = image.to(memory_format=torch.channels_last)
+    image = image.to(memory_format=layout)
 
     def forward():
         with distributed.autocast(dtype):

@@ -65,6 +65,12 @@ def precision(name: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def training_layout(dtype: torch.dtype) -> torch.memory_format:
+    """Of weights and images in training: in float32 on a CPU the gradients of channels-last weights cost copies."""
+    plain = dtype == torch.float32 and device().type == "cpu"
+    return torch.contiguous_format if plain else torch.channels_last
+
+
 def autocast(dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device().type, dtype, enabled=dtype != torch.float32)
 

@@ -60,7 +60,7 @@ class Step:
         with mock.patch.object(engine, "fit") as fit:
             importlib.import_module(f"train_{SCRIPTS[kind]}").main(cfg)
         _, net, losses, weights, *teacher = fit.call_args.args
-        net.to(distributed.device(), memory_format=torch.channels_last)
+        net.to(distributed.device())
         weights, optimizer = Weights(weights, {}, cfg.train.epochs), build_optimizer(cfg.train, net)
         self.stepper = Stepper(cfg.train, net, optimizer, losses, weights, 1 << 10, size.classes)
         self.stepper.model.train()
@@ -122,6 +122,12 @@ def bfloat16_weights(step: Step) -> None:
             module.to(torch.bfloat16)
 
 
+def channels_last(step: Step) -> None:
+    """The layout of bfloat16 and of GPUs, in float32 on a CPU too."""
+    step.stepper.layout = torch.channels_last
+    step.stepper.model.to(memory_format=torch.channels_last)
+
+
 def compiled_loss(step: Step) -> None:
     """Cross entropy at full size, left to the compiler, instead of blocks of rows."""
 
@@ -140,6 +146,7 @@ CHANGES = {
     "stream": beside,
     "concatenated": concatenated,
     "foreach": foreach,
+    "channels_last": channels_last,
     "bf16-weights": bfloat16_weights,
     "compiled-loss": compiled_loss,
 }

@@ -78,13 +78,15 @@ def test_training_learns(tiny, script):
     assert checkpoint.read(tiny.out / "model" / "best.pth")["best"] == best
 
 
-def test_resumed_run_equals_an_untouched_one(tiny, script, teacher):
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_resumed_run_equals_an_untouched_one(tiny, script, teacher, optimizer):
     """Weights, optimizer and metrics, bit for bit; the resumed run also has another number of workers."""
 
     def train(run, *options):
         folder = tiny.out / run
         result = script(
-            "train_50_18.py", "--config", tiny.path, *teacher, "TRAIN.epochs", "3", "TRAIN.save_path", folder, *options
+            *("train_50_18.py", "--config", tiny.path, *teacher, "TRAIN.epochs", "3", "TRAIN.optimizer", optimizer),
+            *("TRAIN.save_path", folder, *options),
         )
         assert result.status == 0, result.err
         return folder
@@ -97,8 +99,10 @@ def test_resumed_run_equals_an_untouched_one(tiny, script, teacher):
     first, second = (checkpoint.read(folder / "train_epoch_3.pth") for folder in (whole, parts))
     for key, value in first["state_dict"].items():
         assert torch.equal(value, second["state_dict"][key]), key
-    momenta = [[s["momentum_buffer"] for s in c["optimizer"]["state"].values()] for c in (first, second)]
-    assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True))
+    states = [c["optimizer"]["state"] for c in (first, second)]
+    for key, state in states[0].items():
+        assert state.keys() == states[1][key].keys() >= {"sgd": {"momentum_buffer"}, "adamw": {"exp_avg_sq"}}[optimizer]
+        assert all(torch.equal(value, states[1][key][name]) for name, value in state.items())
 
 
 def test_checkpoints_kept(tiny, script):

@@ -102,6 +102,19 @@ def test_weight_decay_shrinks_weights_without_a_gradient(stepper):
         torch.testing.assert_close(after.detach(), before.detach() * (1 - lr[id(after)] * 0.1))
 
 
+def test_adamw_takes_its_published_first_step(stepper):
+    """Algorithm 2 of arXiv 1711.05101: the weights decay by lr * weight_decay, and moves by lr along its sign."""
+    keys = ["TRAIN.optimizer", "adamw", "TRAIN.base_lr", "0.01", "TRAIN.weight_decay", "0.1", "TRAIN.momentum", "0.8"]
+    step, to_device = stepper(*keys)
+    step.step(to_device(batch()), 0, dropout_seed=0)
+    assert {group["betas"] for group in step.optimizer.param_groups} == {(0.8, 0.999)}
+    lr = {id(p): group["lr"] for group in step.optimizer.param_groups for p in group["params"]}
+    for before, after in zip(TwoConvs().parameters(), step.model.parameters(), strict=True):
+        gradient, rate = after.grad, lr[id(after)]
+        expected = before.detach() * (1 - rate * 0.1) - rate * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(after.detach(), expected)
+
+
 def test_a_perfect_predictor_has_a_train_miou_of_1(stepper):
     def perfect(network, batch):
         logits = network(batch.image).logits

@@ -77,6 +77,7 @@ class Train(Section):
     unlabelled_per_batch: Annotated[int, Field(ge=0)] = 0
     accumulate: Positive = 1
     batch_size_val: Positive = 8
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     base_lr: AboveZero = 0.01
     head_lr_factor: AboveZero = 10.0
     epochs: Positive = 50

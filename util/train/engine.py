@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -43,7 +42,7 @@ class Run:
         check_batch(cfg.train)
         self.cfg, self.teacher = cfg, teacher
         self.net = model.net if isinstance(model, StudentWithAdapters) else model
-        model.to(distributed.device(), memory_format=torch.channels_last)
+        model.to(distributed.device())
         self.val = lists.val_pairs(cfg.data)
         optimizer = build_optimizer(cfg.train, model)
         self.progress = resume(cfg, model, optimizer)

@@ -75,7 +75,8 @@ class Stepper:
     ):
         self.train, self.losses, self.weights, self.per_epoch = train, losses, weights, per_epoch
         self.device, self.dtype = distributed.device(), distributed.precision(train.precision)
-        self.optimizer = optimizer
+        self.layout, self.optimizer = distributed.training_layout(self.dtype), optimizer
+        model.to(memory_format=self.layout)
         self.gradient_shares = GradientShares(model)
         self.model = _distribute(train, model, unused="ce" not in weights)  # heads, where only features are learned
         self.forward = self.model
@@ -120,7 +121,7 @@ class Stepper:
         def student(image: Tensor) -> Output:
             # Around the network alone: autocast would compute the losses' matrix products in bfloat16.
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                return module(image)
+                return module(image.to(memory_format=self.layout))
 
         with self.gradient_shares if probe else contextlib.nullcontext():
             logits, terms = self.losses(student, batch)
@@ -132,9 +133,13 @@ class Stepper:
 
 
 def build_optimizer(train: Train, model: PSPNet | StudentWithAdapters) -> torch.optim.Optimizer:
+    """TRAIN.optimizer, of two groups: the backbone's parameters and the heads'."""
     backbone, heads = model.parameter_groups()
     groups = [{"params": backbone, "factor": 1.0}, {"params": heads, "factor": train.head_lr_factor}]
-    return torch.optim.SGD(groups, train.base_lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=True)
+    options = {"weight_decay": train.weight_decay, "fused": True}
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, train.base_lr, betas=(train.momentum, 0.999), **options)
+    return torch.optim.SGD(groups, train.base_lr, momentum=train.momentum, **options)
 
 
 def _distribute(train: Train, model: nn.Module, unused: bool) -> nn.Module:
