@@ -11,7 +11,7 @@
 
 PYTHON ?= python3
 SEED ?= 0
-DATASET ?= shapes
+DATASET ?= demo
 JOBS ?= 1
 TESTS ?= 2
 PY := .venv/bin/python

@@ -27,7 +27,7 @@ from tool.report.picture import comparison  # noqa: E402
 from util import config  # noqa: E402
 from util.run import Parser, errors_in_one_line  # noqa: E402
 
-GENERATED = {"shapes": (), "demo": ("--easy", "--train", "120", "--val", "60")}  # options of dataset/shapes/prepare.py
+GENERATED = {"shapes": (), "demo": ("--easy", "--train", "320")}  # options of dataset/shapes/prepare.py
 CONFIGS = {"50": "pspnet50", "18": "pspnet18", "50_18": "pspnet50_18"}  # by the scripts' names
 
 Overrides = dict[str, Any]

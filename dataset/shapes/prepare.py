@@ -41,7 +41,7 @@ class Look(NamedTuple):
     hint: float = 0.0  # how far each object's colours move from their random ones to its class's own
 
 
-EASY = Look(64, 64, (2, 4), (14, 22), 0.6)
+EASY = Look(64, 64, (2, 4), (14, 22), 0.3)
 
 
 def texture(rng: np.random.Generator, low: float, high: float, look: Look) -> Picture:
