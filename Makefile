@@ -1,5 +1,5 @@
 # make demo    generate a dataset, train and test teacher, student and distilled student, write the report; it says beforehand
-#              how long that takes. DATASET=demo: a few minutes, too short for distillation to help
+#              how long that takes. DATASET=shapes: the same for the dataset of the tables, several times as long
 # make test    ruff, and pytest without the slow tests and those that need a GPU; two tests at a time (TESTS=8: eight)
 # make test-all  all tests; those that need a GPU are skipped where there is none
 # make results repeats the tables of benchmark/RESULTS.md, hours of training; CAMVID=FOLDER names CamVid's images, JOBS=8 makes so many

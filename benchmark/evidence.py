@@ -83,7 +83,7 @@ def draws_of(dataset: str, pixels: Mapping[str, NDArray[np.int32]]) -> Draws:
         counts = pixels.get(f"{method} {seed}")
         if counts is None:
             return None
-        same = seed if dataset == "shapes" else 0
+        same = seed if dataset in ("demo", "shapes") else 0
         return np.nanmean(bootstrap.resampled_iou(counts[None], RESAMPLES, block, same)[:, 0], 1)
 
     return draws

@@ -64,6 +64,19 @@ def scores(summary: Mapping[str, Mapping[str, Any]], methods: Iterable[str]) -> 
     return table(itertools.compress(head, told), (itertools.compress(cells, told) for cells in rows))
 
 
+def by_seed(runs: Iterable[Mapping[str, Any]]) -> str:
+    """mIoU of the three networks, and whether the distilled student's lies between the other two."""
+    score: dict[int, dict[str, float]] = {}
+    for run in runs:
+        score.setdefault(run["seed"], {})[run["method"]] = run["mIoU"]
+    rows = []
+    for seed, of in sorted(score.items()):
+        between = of["student"] < of["default"] < of["teacher"]
+        cells = [_points(of[name]) for name in ("teacher", "student", "default")]
+        rows.append([str(seed), *cells, "yes" if between else "no"])
+    return table(["seed", "teacher", "student alone", "distilled", "between"], rows)
+
+
 def contrasts(rows: Iterable[Mapping[str, Any]]) -> str:
     """Method minus method, in points, and whether the interval leaves out zero."""
     found = []
@@ -163,6 +176,8 @@ def rewrite(text: str, found: Mapping[str, Mapping[str, Any]]) -> str:
         if dataset in plan.ADDED:
             made[f"{dataset} main"] = scores(content["summary"], content["summary"])
             made[f"{dataset} contrasts"] = contrasts(content["summary contrasts"])
+            if dataset == "demo":
+                made["demo seeds"] = by_seed(content["runs"])
             continue
         made[f"{dataset} main"] = scores(content["summary"], MAIN)
         made[f"{dataset} contrasts"] = contrasts(content["summary contrasts"])

@@ -140,8 +140,12 @@ def test_the_teacher_is_the_last_checkpoint_of_its_config(tiny, tmp_path):
     teacher.write_text("base: tiny.yaml\nTRAIN: {epochs: 9, save_path: t/model}\nTEST: {model_path: }\n")
     cfg = tiny.load("DISTILL.teacher_config", str(teacher), "TRAIN.epochs", "2")
     assert cfg.distill.teacher_path == "t/model/train_epoch_9.pth"
-    cfg = tiny.load("DISTILL.teacher_config", str(teacher), "DISTILL.teacher_path", "other.pth")
-    assert cfg.distill.teacher_path == "other.pth"
+    given = ["DISTILL.teacher_path", "other.pth", "DISTILL.teacher_layers", "34"]
+    cfg = tiny.load("DISTILL.teacher_config", str(teacher), *given)
+    assert (cfg.distill.teacher_path, cfg.distill.teacher_layers) == ("other.pth", 34)
+    teacher.write_text("base: tiny.yaml\nTRAIN: {layers: 101, backbone: timm/resnet26}\n")
+    cfg = tiny.load("DISTILL.teacher_config", str(teacher))
+    assert (cfg.distill.teacher_layers, cfg.distill.teacher_architecture) == (101, "timm/resnet26")
     with pytest.raises(UserError, match=r"DISTILL: teacher_path is empty|DISTILL.teacher_path is empty"):
         tiny.load("DISTILL.temperature", "3.0")
     teacher.write_text(f"base: tiny.yaml\nDISTILL: {{teacher_config: {teacher}}}\n")

@@ -1,6 +1,6 @@
 """The six scripts in order, for one dataset and seed, then a picture and the report.
 
-    python tool/pipeline.py --dataset shapes --seed 0 [--out exp/shapes] [SECTION.key VALUE ...]
+    python tool/pipeline.py --dataset demo --seed 0 [--out exp/demo] [SECTION.key VALUE ...]
 
 Started again it goes on where it was stopped; what is already trained and tested with the same
 settings is skipped. Overrides go to all six scripts, those of DISTILL to the distilled student's
@@ -141,7 +141,7 @@ def measured(runs: dict[str, Run]) -> forecast.Progress:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, usage="%(prog)s [--dataset NAME] [--seed N] [--out FOLDER] [KEY VALUE ...]")
-    parser.add_argument("--dataset", default="shapes")
+    parser.add_argument("--dataset", default="demo")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="SECTION.key VALUE")

@@ -185,6 +185,7 @@ def _derive_paths(cfg: Config) -> Config:
     }
     if distill and not distill.teacher_path:
         # Its own teacher does not matter, and may be this config: a path given ends the chain.
-        teacher = load(distill.teacher_config, ["DISTILL.teacher_path", "unused"]).test.model_path
-        distill = distill.model_copy(update={"teacher_path": teacher})
+        teacher = load(distill.teacher_config, ["DISTILL.teacher_path", "unused"])
+        of_teacher = {"teacher_layers": teacher.train.layers, "teacher_backbone": teacher.train.backbone}
+        distill = distill.model_copy(update={"teacher_path": teacher.test.model_path, **of_teacher})
     return cfg.model_copy(update={"test": test.model_copy(update=paths), "distill": distill})

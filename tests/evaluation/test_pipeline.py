@@ -14,7 +14,8 @@ from tool import forecast, pipeline
 @pytest.mark.slow
 def test_the_demo_from_nothing_to_the_report(tmp_path):
     """And a second time, when all is there: nothing is trained again."""
-    command = ("tool/pipeline.py", "--dataset", "demo", "--seed", "3", "--out", tmp_path, "TRAIN.epochs", "1")
+    command = ("tool/pipeline.py", "--dataset", "demo", "--seed", "3", "--out", tmp_path)
+    command += ("TRAIN.epochs", "1", "TRAIN.batch_size", "32")
     result = python(*command)
     assert result.returncode == 0, result.stderr
     said = result.stdout
