@@ -12,7 +12,7 @@ from util.config import Config
 from util.data.lists import read_list
 from util.train.step import build_optimizer
 
-REPEATS = 3  # timed; one before them warms up
+REPEATS = 2  # timed; one before them warms up
 
 
 def least(work: Callable[[], object]) -> float:
