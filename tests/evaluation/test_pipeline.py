@@ -68,7 +68,8 @@ def test_the_forecast_is_of_the_steps_and_images_that_will_be(tmp_path, monkeypa
     monkeypatch.setattr(
         forecast, "read_list", lambda path, *_: range({"train.txt": 10, "val.txt": 3}[path.split("/")[-1]])
     )
-    given = "TRAIN.batch_size 4 TRAIN.epochs 3 TRAIN.train_h 33 TRAIN.train_w 33 TEST.base_size 66".split()
+    given = "TRAIN.batch_size 4 TRAIN.epochs 3 TRAIN.train_h 33 TRAIN.train_w 33".split()
+    given += "TEST.base_size 66 TEST.flip True".split()
     runs = pipeline.three_runs("demo", 3, tmp_path, tmp_path, given)
     costs = forecast.measure({depth: run.load() for depth, run in runs.items()})
     assert list(costs) == [f"{kind}_{depth}.py" for depth in ("50", "18", "50_18") for kind in ("train", "test")]
