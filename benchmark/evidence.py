@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmark import animals, plan, tables  # noqa: E402
 from benchmark.record import RunRecord  # noqa: E402
+from tool import pipeline  # noqa: E402
 from tool.report import bootstrap  # noqa: E402
 from util import config  # noqa: E402
 
@@ -83,7 +84,7 @@ def draws_of(dataset: str, pixels: Mapping[str, NDArray[np.int32]]) -> Draws:
         counts = pixels.get(f"{method} {seed}")
         if counts is None:
             return None
-        same = seed if dataset in ("demo", "shapes") else 0
+        same = seed if dataset in pipeline.GENERATED else 0
         return np.nanmean(bootstrap.resampled_iou(counts[None], RESAMPLES, block, same)[:, 0], 1)
 
     return draws

@@ -75,8 +75,8 @@ class PyramidConv(nn.Conv2d):
             each = torch.eye(bins * bins, dtype=exact, device=y.device).view(1, -1, bins, bins)
             enlarged = F.interpolate(each, size, mode="bilinear", align_corners=True)
             shares.append(F.unfold(enlarged, 3, padding=1)[0])  # (bins * bins * 9, h * w)
-            each = F.linear(x.flatten(2).transpose(1, 2), kernel.permute(0, 2, 3, 1).flatten(0, 2))
-            added.append(each.unflatten(2, (-1, 9)).transpose(2, 3).flatten(1, 2))  # (N, bins * bins * 9, out)
+            binwise = F.linear(x.flatten(2).transpose(1, 2), kernel.permute(0, 2, 3, 1).flatten(0, 2))
+            added.append(binwise.unflatten(2, (-1, 9)).transpose(2, 3).flatten(1, 2))  # (N, bins * bins * 9, out)
         return y + (torch.cat(shares).t().to(y.dtype) @ torch.cat(added, 1)).transpose(1, 2).unflatten(2, size)
 
 

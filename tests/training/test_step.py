@@ -103,7 +103,7 @@ def test_weight_decay_shrinks_weights_without_a_gradient(stepper):
 
 
 def test_adamw_takes_its_published_first_step(stepper):
-    """Algorithm 2 of arXiv 1711.05101: the weights decay by lr * weight_decay, and moves by lr along its sign."""
+    """Algorithm 2 of arXiv 1711.05101: decay by lr * weight_decay, then lr against the sign of the gradient."""
     keys = ["TRAIN.optimizer", "adamw", "TRAIN.base_lr", "0.01", "TRAIN.weight_decay", "0.1", "TRAIN.momentum", "0.8"]
     step, to_device = stepper(*keys)
     step.step(to_device(batch()), 0, dropout_seed=0)
@@ -113,6 +113,27 @@ def test_adamw_takes_its_published_first_step(stepper):
         gradient, rate = after.grad, lr[id(after)]
         expected = before.detach() * (1 - rate * 0.1) - rate * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(after.detach(), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_momenta_of_another_layout_give_the_same_step(tiny, stepper, layout):
+    """A checkpoint of bfloat16 holds channels-last momenta, and one of float32 on a CPU plain ones."""
+    cfg, net = tiny.load("TRAIN.precision", "fp32"), TwoConvs()
+    optimizer, to_device = build_optimizer(cfg.train, net), stepper()[1]
+    torch.manual_seed(1)
+    expected = []
+    for parameter in net.parameters():
+        momentum = torch.randn(parameter.shape)
+        stored = momentum.to(memory_format=layout) if momentum.ndim == 4 else momentum
+        optimizer.state[parameter] = {"momentum_buffer": stored}
+        expected.append((parameter, parameter.detach().clone(), momentum))
+    step = Stepper(cfg.train, net, optimizer, losses, Weights({"ce": 1.0}, {}, cfg.train.epochs), PER_EPOCH, CLASSES)
+    step.step(to_device(batch()), 0, dropout_seed=0)
+    rules = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    for parameter, before, momentum in expected:
+        rate, decay = rules[id(parameter)]
+        update = cfg.train.momentum * momentum + parameter.grad + decay * before
+        torch.testing.assert_close(parameter.detach(), before - rate * update)
 
 
 def test_a_perfect_predictor_has_a_train_miou_of_1(stepper):

@@ -77,6 +77,10 @@ class Stepper:
         self.device, self.dtype = distributed.device(), distributed.precision(train.precision)
         self.layout, self.optimizer = distributed.training_layout(self.dtype), optimizer
         model.to(memory_format=self.layout)
+        for parameter, state in optimizer.state.items():  # a checkpoint's layout; fused steps need the parameter's
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(value)
         self.gradient_shares = GradientShares(model)
         self.model = _distribute(train, model, unused="ce" not in weights)  # heads, where only features are learned
         self.forward = self.model
