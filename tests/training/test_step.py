@@ -124,7 +124,7 @@ def test_momenta_of_another_layout_give_the_same_step(tiny, stepper, layout):
     expected = []
     for parameter in net.parameters():
         momentum = torch.randn(parameter.shape)
-        stored = momentum.to(memory_format=layout) if momentum.ndim == 4 else momentum
+        stored = momentum.clone(memory_format=layout if momentum.ndim == 4 else torch.preserve_format)
         optimizer.state[parameter] = {"momentum_buffer": stored}
         expected.append((parameter, parameter.detach().clone(), momentum))
     step = Stepper(cfg.train, net, optimizer, losses, Weights({"ce": 1.0}, {}, cfg.train.epochs), PER_EPOCH, CLASSES)
