@@ -1,5 +1,7 @@
 """YAML and overrides: what is read, and what each mistake says."""
 
+from pathlib import Path
+
 import pytest
 from conftest import ROOT
 
@@ -102,6 +104,22 @@ def test_bad_files(tmp_path, text, words):
         config.load(path)
     for word in [str(path), *words]:
         assert word in str(error.value)
+
+
+def test_a_mistake_is_blamed_on_the_place_where_it_stands(tiny):
+    with pytest.raises(UserError, match=r"^command line: unknown key TRAIN.epoch "):
+        tiny.load("TRAIN.epoch", "3")
+    Path(tiny.path).write_text(Path(tiny.path).read_text().replace("epochs: 1", "epoch: 1"))
+    with pytest.raises(UserError, match=r"tiny.yaml: .*unknown key TRAIN.epoch .*"):
+        tiny.load("TRAIN.base_lr", "0.1")
+
+
+def test_windows_are_as_large_as_crops_unless_told_otherwise(tiny):
+    path = Path(tiny.path)
+    path.write_text(path.read_text().replace("  test_h: 33\n", ""))
+    test = tiny.load("TRAIN.train_h", "41", "TRAIN.train_w", "49").test
+    assert (test.test_h, test.test_w) == (41, 33)
+    assert tiny.load("TEST.test_h", "57").test.test_h == 57
 
 
 def test_missing_file():

@@ -124,9 +124,13 @@ def _nearest(key: str) -> str | None:
     return best if likeness(best) > 0.7 else None
 
 
+def _key(error: dict[str, Any]) -> str:
+    return ".".join(str(part) for part in error["loc"] if "[" not in str(part))  # those are kinds, of keys with several
+
+
 def _explain(error: dict[str, Any]) -> str:
     """One of pydantic's errors in terms of the YAML file."""
-    key = ".".join(str(part) for part in error["loc"] if "[" not in str(part))  # those are kinds, of keys with several
+    key = _key(error)
     if error["type"] == "missing":
         return f"{key} is missing"
     if error["type"] == "extra_forbidden":
@@ -153,12 +157,13 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UserError(f"{path}: check is no key of a config; write --check on the command line")
     _read_classes(tree)
     try:
-        return _derive_paths(Config.model_validate(tree))
+        return _derive(Config.model_validate(tree))
     except ValidationError as errors:
         found = errors.errors(include_url=False)
         faults = [_explain(error) for error in found[:MOST_FAULTS]]  # each looks for the nearest key
         faults += [f"and {len(found) - MOST_FAULTS} more"] * (len(found) > MOST_FAULTS)
-        raise UserError(f"{path}: {'; '.join(faults)}") from None
+        source = "command line" if {_key(error) for error in found} <= {*(overrides or [])[::2]} else path
+        raise UserError(f"{source}: {'; '.join(faults)}") from None
 
 
 def _read_classes(tree: dict[str, Any]) -> None:
@@ -174,12 +179,14 @@ def _listed(value: Any) -> list:
     return value if isinstance(value, list) else [value]
 
 
-def _derive_paths(cfg: Config) -> Config:
-    """Fill empty paths that follow from others: of the checkpoint, the results, the teacher."""
+def _derive(cfg: Config) -> Config:
+    """Fill what is empty and follows from other keys: the window, the paths of checkpoint, results and teacher."""
     train, test, distill = cfg.train, cfg.test, cfg.distill
     folder = Path(train.save_path)
     result = folder.with_name("result") if folder.name == "model" else folder / "result"
-    paths = {
+    derived = {
+        "test_h": test.test_h or train.train_h,
+        "test_w": test.test_w or train.train_w,
         "model_path": test.model_path or str(folder / f"train_epoch_{train.epochs}.pth"),
         "save_folder": test.save_folder or str(result),
     }
@@ -188,4 +195,4 @@ def _derive_paths(cfg: Config) -> Config:
         teacher = load(distill.teacher_config, ["DISTILL.teacher_path", "unused"])
         of_teacher = {"teacher_layers": teacher.train.layers, "teacher_backbone": teacher.train.backbone}
         distill = distill.model_copy(update={"teacher_path": teacher.test.model_path, **of_teacher})
-    return cfg.model_copy(update={"test": test.model_copy(update=paths), "distill": distill})
+    return cfg.model_copy(update={"test": test.model_copy(update=derived), "distill": distill})

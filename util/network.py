@@ -126,8 +126,9 @@ def load_teacher(cfg: Config) -> PSPNet:
     elif not checkpoint.exists(path):
         there = ", ".join(other.name for other in checkpoint.numbered(Path(path).parent))
         raise UserError(
-            f"teacher checkpoint {path} (DISTILL.teacher_path, or of DISTILL.teacher_config) does not exist; name one"
-            f"{f' of {there}' if there else ''} there, or train one with train_50.py and this dataset's pspnet50 config"
+            f"teacher checkpoint {path} does not exist (DISTILL.teacher_path, or save_path and epochs in the file of "
+            f"DISTILL.teacher_config); name one{f' of {there}' if there else ''} in DISTILL.teacher_path, or train one "
+            "with train_50.py and this dataset's pspnet50 config"
         )
     else:
         teacher = load(path, distill.teacher_architecture, cfg.data.classes, part="teacher", data=cfg.data)

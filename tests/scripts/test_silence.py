@@ -17,6 +17,13 @@ def test_sides_are_warned_of_in_testing(tiny, script, caplog):
         assert script("test_18.py", *run, *remedy).status == 0 and "wrong side" not in caplog.text
 
 
+def test_a_val_list_of_training_images_is_warned_of(tiny, script, caplog):
+    run = ["train_18.py", "--config", tiny.path, "DATA.val_list"]
+    assert script(*run, tiny.root / "val.txt").status == 0 and "trained on" not in caplog.text
+    assert script(*run, tiny.root / "train.txt", "TRAIN.save_path", tiny.out / "other").status == 0
+    assert "warning: 8 of the 8 images of DATA.val_list are trained on, too, such as" in caplog.text
+
+
 def test_a_run_and_a_test_name_their_network(tiny, script, caplog):
     """The student's YAML given to a teacher's script is seen at once."""
     with caplog.at_level("INFO"):

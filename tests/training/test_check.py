@@ -47,13 +47,16 @@ def test_every_bad_label_is_listed(tiny, command, script, workers):
     label[3, 3] = 9
     Image.fromarray(label).save(tiny.out / "bad.png")
     lines = [f"{tiny.root}/train{i}.jpg {tiny.root}/train{i}.png\n" for i in range(6)]
-    lines += [f"{tiny.root}/train0.jpg {tiny.out}/bad.png\n", f"{tiny.root}/train0.jpg {tiny.root}/train1.png\n"]
-    (tiny.out / "list.txt").write_text("".join(lines))
+    bad = [f"{tiny.root}/train0.jpg {tiny.out}/bad.png\n", f"{tiny.root}/train0.jpg {tiny.root}/train1.png\n"]
+    (tiny.out / "list.txt").write_text("".join([*lines, *bad]))
     options = ["DATA.train_list", str(tiny.out / "list.txt"), "TRAIN.workers", workers]
     result = script("train_18.py", "--check", "--config", tiny.path, *options)
     assert result.status == 2
     assert "2 of 8 entries" in result.err and "holds the value 9" in result.err
     assert "holds the value 9" in result.out and "its image is" in result.out
+    (tiny.out / "list.txt").write_text("".join([*lines, bad[0]]))
+    result = script("train_18.py", "--check", "--config", tiny.path, *options)  # one is said once
+    assert "1 of 7 entries" in result.err and "holds the value 9" in result.err and "value 9" not in result.out
 
 
 def test_testing(tiny, script, fails, model):

@@ -50,9 +50,9 @@ def headline(report: dict[str, Any]) -> str:
         teacher, student = (report["runs"][roles.index(role)] for role in ("teacher", "student"))
         change = difference(report, roles.index("student"), report["best"])
         means = " → ".join(_percent(run["mIoU"], digits=1) for run in (student, best)) + " %"
-        how = "distillation" if roles.count("distilled") == 1 else f"{best['title']}, the best distilled run"
-        low, high = (_percent(value, sign="+", digits=1) for value in change["interval"])
-        gain = f"mIoU {means} by {how}: {_percent(change['mIoU'], sign='+', digits=1)} points ({low} … {high}). "
+        what = best["title"] if roles.count("distilled") == 1 else f"{best['title']}, the best distilled run"
+        gain, low, high = (_percent(v, sign="+", digits=1) for v in (change["mIoU"], *change["interval"]))
+        gain = f"{student['title']} → {what}: mIoU {means}, {gain} points ({low} … {high} over images; one run each). "
         if change["interval"][0] <= 0 <= change["interval"][1]:
             gain += "The interval includes zero. "
         return gain + verdict(teacher["mIoU"], student["mIoU"], best["mIoU"])
@@ -75,7 +75,8 @@ def markdown(report: dict[str, Any]) -> str:
         row += [_number(run["parameters"], 1e6), _number(run["GFLOP"]), _number(run["ms"])]
         rows.append(row)
     columns = ["run", "mIoU % [95 %]", "mAcc", "pixel acc.", "border mIoU", "inside mIoU", "gap closed %"]
-    text = [f"# {report['title']}", "", report["headline"], ""]
+    text = [f"# {report['title']}", "", report["headline"], "", *(f"- **{note}**" for note in report["notes"])]
+    text += [""] if report["notes"] else []
     text += _table([*columns, "M param.", "GFLOP", "ms"], rows)
     if report["differences"]:
         rows = []
@@ -96,7 +97,7 @@ def markdown(report: dict[str, Any]) -> str:
         rows.append([name, *(_percent(run["classes"][i]) for run in entries), *gains])
     gained = [f"{run['title']}, gain" for run in entries if run is not entries[base]]
     text += ["", *_table(["IoU %", *(run["title"] for run in entries), *gained], rows), "", *report["reading"]]
-    return "\n".join(text + [f"- **{note}**" for note in report["notes"]]) + "\n"
+    return "\n".join(text) + "\n"
 
 
 def reading(report: dict[str, Any], setting: str) -> list[str]:
@@ -154,7 +155,7 @@ def main() -> None:
         costs = cost.measure(entries, size, arguments.repeats)
         counts = runs.count(entries, pairs, arguments.border)
         report = summary.plain(summary.summarise(entries, counts, costs, arguments.resamples, block))
-        report["title"] = f"Report on {Path(entries[0].data.names_path).stem.removesuffix('_names')}"
+        report["title"] = f"Report on {report['images']} images of {report['list']}"
         report["headline"] = headline(report)
         report["reading"] = reading(report, cost.setting(size))
         text = markdown(report)

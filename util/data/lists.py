@@ -100,7 +100,7 @@ def read_names(data: Data) -> list[str]:
 
 def read_colors(data: Data) -> NDArray[np.uint8]:
     """(256, 3) palette: the file's colours, one `red green blue` a line, then black."""
-    lines = [line.split() for line in read_text(data.colors_path, "DATA.colors_path") if line.strip()]
+    lines = [line.replace(",", " ").split() for line in read_text(data.colors_path, "DATA.colors_path") if line.strip()]
     try:
         colors = np.array([[int(red), int(green), int(blue)] for red, green, blue in lines], dtype=np.uint8)
     except (ValueError, OverflowError):

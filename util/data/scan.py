@@ -51,7 +51,7 @@ def scan_images(pairs: list[Pair], cfg: Config, source: str) -> None:
         else:
             pixels += np.asarray(item)
             images += np.asarray(item) > 0
-    for fault in faults[:SHOWN]:
+    for fault in faults[:SHOWN] if len(faults) > 1 else []:  # the error names the first
         print(f"  {fault}")
     if faults:
         raise UserError(f"{len(faults)} of {len(pairs)} entries of {source} cannot be used; the first: {faults[0]}")

@@ -130,8 +130,8 @@ class Test(Section):
     test_list: UserPath
     split: Literal["train", "val", "test"] = "val"
     base_size: Annotated[int, Field(ge=1, le=32766)]
-    test_h: Size
-    test_w: Size
+    test_h: Size | None = None  # else TRAIN.train_h, and for test_w train_w
+    test_w: Size | None = None
     scales: Annotated[list[Scale], Field(min_length=1)] = [1.0]
     flip: bool = True
     mode: Literal["slide", "whole"] = "slide"

@@ -1,5 +1,7 @@
-"""What is wrong with a run before its first step: the batch's size, and the labels against the config."""
+"""What is wrong with a run before its first step: the batch's size, the labels against the config, shared images."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from util import distributed
@@ -8,6 +10,8 @@ from util.data import lists
 from util.data.label_map import check_labels, warn_of_sides
 from util.errors import UserError
 from util.keys import Train
+
+log = logging.getLogger("checks")
 
 
 def check_batch(train: Train) -> None:
@@ -35,3 +39,12 @@ def check_classes(cfg: Config, labels: list[Path]) -> None:
         check_labels(labels, names, colors, cfg.train.ignore_label)
     if cfg.train.flip_prob:
         warn_of_sides(names, cfg.data, "TRAIN.flip_prob to 0")
+
+
+def warn_of_shared_images(train: Sequence[lists.Pair], val: Sequence[lists.Pair]) -> None:
+    """Warn of images that are trained on and scored."""
+    if shared := {pair.image for pair in train} & {pair.image for pair in val}:
+        log.warning(
+            f"warning: {len(shared)} of the {len(val)} images of DATA.val_list are trained on, too, such as "
+            f"{min(shared)}: their scores say nothing about other images"
+        )

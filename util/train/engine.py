@@ -21,7 +21,7 @@ from util.evaluate import predict
 from util.evaluate.metric import Scores
 from util.stop import SYNC_EVERY, Interrupt, lock, worker_death_as_user_error
 from util.train import compilation, dry_run
-from util.train.checks import check_batch, check_classes
+from util.train.checks import check_batch, check_classes, warn_of_shared_images
 from util.train.record import Recorder
 from util.train.resume import resume
 from util.train.step import Losses, Stepper, Weights, build_optimizer
@@ -52,6 +52,7 @@ class Run:
             raise UserError("DATA.train_list is empty; images without labels teach with a teacher only: train_50_18.py")
         if distributed.is_main() and self.data.labelled:
             check_classes(cfg, [pair.label for pair in self.data.pairs[: self.data.labelled]])
+        warn_of_shared_images(self.data.pairs, self.val)
         self.sampler = ResumableBatchSampler(self.data, self.progress.step)
         self.stepper = Stepper(cfg.train, model, optimizer, losses, weights, self.sampler.per_epoch, cfg.data.classes)
         if compilation.wanted(cfg.train, self.sampler.steps, teacher is not None):

@@ -93,7 +93,7 @@ class Progress:
         if changed:
             raise UserError(
                 f"{path} was trained with other settings: {', '.join(changed.values())}; take them back, or start anew "
-                "with another TRAIN.save_path and TRAIN.resume auto, and this file as TRAIN.weight"
+                "with another TRAIN.save_path and TRAIN.resume auto (from these weights with this file as TRAIN.weight)"
             )
         for key, module in self.modules.items():
             state = checkpoint.tensors({"state_dict": content[key]}, path) if content[key] else {}
