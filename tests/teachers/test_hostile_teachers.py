@@ -89,7 +89,7 @@ def test_names_that_lead_nowhere(refused):
     assert "unknown kind torchvison; did you mean torchvision?" in refused("torchvison:fcn_resnet50")
     assert "did you mean fcn_resnet50" in refused("torchvision:fcn_resnet5")
     assert "checkpoint nofile.pth does not exist" in refused("torchvision:fcn_resnet50@nofile.pth", *VOC)
-    assert "teacher checkpoint none.pth (DISTILL.teacher_path" in refused("none.pth")
+    assert "teacher checkpoint none.pth does not exist (DISTILL.teacher_path" in refused("none.pth")
 
 
 @pytest.mark.parametrize("name, words", [
