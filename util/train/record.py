@@ -79,8 +79,9 @@ class Recorder:
         for name, value in line.items():
             if name != "epoch":
                 self.writer.add_scalar(f"epoch/{name}", value, step)  # by steps, as all else, so that a resume can cut
-        val = f", val mIoU {line['val_mIoU']:.4f}, gap {line['gap']:.4f}" if "val_mIoU" in line else ""
-        train = f", train mIoU {line['train_mIoU']:.4f}" if "train_mIoU" in line else ""
+        train, val, gap = (f"{100 * line.get(name, 0):.2f}" for name in ("train_mIoU", "val_mIoU", "gap"))
+        train = f", train mIoU {train} %" if "train_mIoU" in line else ""
+        val = f", val mIoU {val} %, gap {gap} points" if "val_mIoU" in line else ""
         self.log.info(f"epoch {line['epoch']}: loss {line['loss']:.4f}{train}{val}")
         shares = {name.removeprefix("share_"): value for name, value in line.items() if name.startswith("share_")}
         if len(shares) > 2:  # more than plain training's two terms
@@ -124,7 +125,7 @@ class Recorder:
         if progress.epoch < epochs:
             self.log.info(
                 f"ended after epoch {progress.epoch}: no better val mIoU in {self.cfg.train.patience} epochs "
-                f"(TRAIN.patience); the best one, {progress.best:.4f} of epoch {progress.best_epoch}, is in "
+                f"(TRAIN.patience); the best one, {100 * progress.best:.2f} % of epoch {progress.best_epoch}, is in "
                 f"{self.folder / 'best.pth'}"
             )
         self.close()

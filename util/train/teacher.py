@@ -78,11 +78,12 @@ class Teacher:
         pairs = [val[i * len(val) // count] for i in range(count)]
         matrix = predict.validate(self.net, pairs, cfg, self.dtype)
         scores = Scores.of(matrix)
-        log.info(f"the teacher on {count} val images: mIoU {scores.mIoU:.4f}, pixel accuracy {scores.allAcc:.4f}")
+        mean, accuracy = (f"{100 * value:.2f} %" for value in (scores.mIoU, scores.allAcc))
+        log.info(f"the teacher on {count} val images: mIoU {mean}, pixel accuracy {accuracy}")
         chance = (matrix.sum(1).max() / matrix.sum().clamp(min=1)).item()
         if scores.allAcc <= chance and distributed.is_main():
             log.warning(
                 f"warning: the teacher is no better than chance: naming the most frequent class everywhere has a pixel "
-                f"accuracy of {chance:.4f}; is {cfg.distill.teacher_path} trained, on these classes in this order, "
-                "and with DATA.mean and DATA.std?"
+                f"accuracy of {100 * chance:.2f} %; is {cfg.distill.teacher_path} trained, on these classes in this "
+                "order, and with DATA.mean and DATA.std?"
             )
