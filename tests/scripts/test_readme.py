@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text()
 def test_your_own_dataset(tmp_path, script, monkeypatch):
     """The section's lists and YAML files, word for word, in a copy of the layout; then its commands, tiny."""
     block = re.search(r"```yaml\n(# config/roads/.*?)```", README, re.DOTALL)[1]
-    listed = dict(re.findall(r"^    (dataset/roads/\S+\.txt) +one \w+ a line: (.*)$", README, re.MULTILINE))
+    listed = dict(re.findall(r"^    (dataset/roads/\S+\.txt) +a line each: (.*)$", README, re.MULTILINE))
     names, colors, pairs = listed.values()
     for name, text in re.findall(r"# (config/\S+\.yaml)\n(.*?)(?=# config|\Z)", block, re.DOTALL):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -24,15 +24,15 @@ def test_your_own_dataset(tmp_path, script, monkeypatch):
     folder = tmp_path / "dataset" / "roads"
     for name in ("image", "label", "list"):
         (folder / name).mkdir(parents=True)
-    (folder / "roads_names.txt").write_text("\n".join(names.split(" | ")))
-    (folder / "roads_colors.txt").write_text("\n".join(colors.split(" | ")))
+    (folder / "roads_names.txt").write_text("\n".join(names.split(", ")))
+    (folder / "roads_colors.txt").write_text("\n".join(colors.split(", ")))
     image_path, label_path = pairs.split("   ")[0].split()
     for split, times in (("train", 4), ("val", 1)):
         (folder / "list" / f"{split}.txt").write_text(f"{image_path} {label_path}\n" * times)
     image, label = scene(np.random.default_rng(0), 40, 60)
     Image.fromarray(image).save(folder / image_path)
     Image.fromarray(np.where(label == 3, 2, label).astype(np.uint8)).save(folder / label_path)
-    few = re.search(r"Few images, a CPU, no network: `([^`]*)`", README)[1]
+    few = re.search(r"Few images, a CPU, offline: `([^`]*)`", README)[1]
     first = tmp_path / "config/roads/roads_pspnet18.yaml"  # which the others inherit from
     once = few.replace("epochs: 20", "epochs: 1")
     first.write_text(first.read_text().replace("TRAIN: {", f"TRAIN: {{{once}, "))
