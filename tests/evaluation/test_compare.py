@@ -202,3 +202,16 @@ def test_broken_runs(copy, fails):
     assert "val0.png does not exist" in fails("tool/report/compare.py", *folders(copy), "--repeats", "0")
     shutil.copy(copy / "pspnet18/model/train_epoch_2.pth", copy / "pspnet50/model/train_epoch_2.pth")
     assert "does not hold a PSPNet-50" in fails("tool/report/compare.py", *folders(copy))
+
+
+@pytest.mark.parametrize("mode", ["slide", "whole"])
+def test_windows_of_another_size_are_named_where_there_are_windows(copy, script, mode):
+    for name, side in zip(NAMES, (41, 33, 33), strict=True):
+        path = copy / name / "result" / "metrics.json"
+        protocol = json.loads(path.read_text())["protocol"]
+        edit(path, protocol=protocol | {"mode": mode, "crop": [side, 33]})
+    result = script("tool/report/compare.py", *folders(copy), "--out", copy, "--repeats", "0")
+    assert result.status == 0, result.err
+    text = (copy / "report.md").read_text()
+    assert ("different protocols: crop differ" in text) == (mode == "slide")
+    assert text.index("**3 images are too few") < text.index("| run")

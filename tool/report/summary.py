@@ -103,7 +103,8 @@ def _notes(runs: list[Run], costs: list[dict | None]) -> list[str]:
     """Warnings to the reader of the report."""
     notes = []
     values = {key: {str(run.metrics["protocol"][key]) for run in runs} for key in runs[0].metrics["protocol"]}
-    differing = [key for key, found in values.items() if len(found) > 1 and key not in ("checkpoint", "list")]
+    unused = {"checkpoint", "list", *(["crop"] if values["mode"] == {"whole"} else [])}
+    differing = [key for key, found in values.items() if len(found) > 1 and key not in unused]
     if differing:
         notes.append(f"The runs were tested under different protocols: {', '.join(differing)} differ.")
     absent = [run.title for run, cost in zip(runs, costs, strict=True) if cost is None]
