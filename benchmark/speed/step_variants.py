@@ -29,8 +29,12 @@ from util.train.step import Stepper, Weights, build_optimizer
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {"teacher": "50", "student": "18", "distillation": "50_18"}
 RECIPES = {path.stem: path for path in sorted((ROOT / "config/camvid/distill").glob("*.yaml"))}
-WAYS = {"ours": {}, "fp32": {"TRAIN.precision": "fp32"}, "tf32": {"TRAIN.precision": "tf32"}}
-WAYS["bf16-weights"] = {"TRAIN.precision": "bf16"}  # beside its change: without autocast the images stay float32
+WAYS = {
+    "ours": {},
+    "fp32": {"TRAIN.precision": "fp32"},
+    "tf32": {"TRAIN.precision": "tf32"},
+    "bf16-weights": {"TRAIN.precision": "bf16"},  # beside its change: without autocast the images stay float32
+}
 VOID = 255
 
 
@@ -200,6 +204,6 @@ def make(way: str, kind: str, size: argparse.Namespace, folder: Path) -> Work:
         if name not in {*WAYS, *CHANGES, *RECIPES}:
             known = ", ".join(dict.fromkeys(["ours", "plain", *WAYS, *CHANGES, *RECIPES]))
             raise UserError(f"there is no way {name}; take some of {known}, joined by +")
-    keys = [WAYS[name] if name in WAYS else recipe(name) for name in names if name in WAYS or name not in CHANGES]
+    keys = [WAYS[name] for name in names if name in WAYS] + [recipe(name) for name in names if name in RECIPES]
     more = {key: value for part in keys for key, value in part.items()}
     return Step(kind, size, folder, more, [CHANGES[name] for name in names if name in CHANGES])

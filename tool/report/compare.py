@@ -51,8 +51,8 @@ def headline(report: dict[str, Any]) -> str:
         change = difference(report, roles.index("student"), report["best"])
         means = " → ".join(_percent(run["mIoU"], digits=1) for run in (student, best)) + " %"
         what = best["title"] if roles.count("distilled") == 1 else f"{best['title']}, the best distilled run"
-        gain, low, high = (_percent(v, sign="+", digits=1) for v in (change["mIoU"], *change["interval"]))
-        gain = f"{student['title']} → {what}: mIoU {means}, {gain} points ({low} … {high} over images; one run each). "
+        rise, low, high = (_percent(v, sign="+", digits=1) for v in (change["mIoU"], *change["interval"]))
+        gain = f"{student['title']} → {what}: mIoU {means}, {rise} points ({low} … {high} over images; one run each). "
         if change["interval"][0] <= 0 <= change["interval"][1]:
             gain += "The interval includes zero. "
         return gain + verdict(teacher["mIoU"], student["mIoU"], best["mIoU"])
@@ -75,8 +75,9 @@ def markdown(report: dict[str, Any]) -> str:
         row += [_number(run["parameters"], 1e6), _number(run["GFLOP"]), _number(run["ms"])]
         rows.append(row)
     columns = ["run", "mIoU % [95 %]", "mAcc", "pixel acc.", "border mIoU", "inside mIoU", "gap closed %"]
-    text = [f"# {report['title']}", "", report["headline"], "", *(f"- **{note}**" for note in report["notes"])]
-    text += [""] if report["notes"] else []
+    text = [f"# {report['title']}", "", report["headline"], ""]
+    if report["notes"]:
+        text += [*(f"- **{note}**" for note in report["notes"]), ""]
     text += _table([*columns, "M param.", "GFLOP", "ms"], rows)
     if report["differences"]:
         rows = []

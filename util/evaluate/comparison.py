@@ -35,9 +35,9 @@ def verdict(teacher: float, student: float, distilled: float) -> str:
     """Where the distilled student's mIoU lies, in one sentence."""
     if teacher <= student:
         return "The teacher is not above the student alone: there is nothing to distil here."
-    share = f"{100 * (distilled - student) / (teacher - student):.0f} % of the gap closed"
     if distilled < student:
         return "The distilled student lies below the student alone."
+    share = f"{100 * (distilled - student) / (teacher - student):.0f} % of the gap closed"
     if distilled > teacher:
         return f"The distilled student lies above the teacher ({share})."
     return f"The distilled student lies between the student alone and the teacher ({share})."

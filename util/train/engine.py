@@ -50,9 +50,10 @@ class Run:
         self.data = TrainData(cfg.data, cfg.train, self.progress.seed, cache)
         if teacher is None and not self.data.labelled:
             raise UserError("DATA.train_list is empty; images without labels teach with a teacher only: train_50_18.py")
-        if distributed.is_main() and self.data.labelled:
-            check_classes(cfg, [pair.label for pair in self.data.pairs[: self.data.labelled]])
-        warn_of_shared_images(self.data.pairs, self.val)
+        if distributed.is_main():
+            if self.data.labelled:
+                check_classes(cfg, [pair.label for pair in self.data.pairs[: self.data.labelled]])
+            warn_of_shared_images(self.data.pairs, self.val)
         self.sampler = ResumableBatchSampler(self.data, self.progress.step)
         self.stepper = Stepper(cfg.train, model, optimizer, losses, weights, self.sampler.per_epoch, cfg.data.classes)
         if compilation.wanted(cfg.train, self.sampler.steps, teacher is not None):

@@ -79,9 +79,10 @@ class Recorder:
         for name, value in line.items():
             if name != "epoch":
                 self.writer.add_scalar(f"epoch/{name}", value, step)  # by steps, as all else, so that a resume can cut
-        train, val, gap = (f"{100 * line.get(name, 0):.2f}" for name in ("train_mIoU", "val_mIoU", "gap"))
-        train = f", train mIoU {train} %" if "train_mIoU" in line else ""
-        val = f", val mIoU {val} %, gap {gap} points" if "val_mIoU" in line else ""
+        train = f", train mIoU {100 * line['train_mIoU']:.2f} %" if "train_mIoU" in line else ""
+        val = ""
+        if "val_mIoU" in line:
+            val = f", val mIoU {100 * line['val_mIoU']:.2f} %, gap {100 * line['gap']:.2f} points"
         self.log.info(f"epoch {line['epoch']}: loss {line['loss']:.4f}{train}{val}")
         shares = {name.removeprefix("share_"): value for name, value in line.items() if name.startswith("share_")}
         if len(shares) > 2:  # more than plain training's two terms
