@@ -183,7 +183,7 @@ def _derive(cfg: Config) -> Config:
     """Fill what is empty and follows from other keys: the window, the paths of checkpoint, results and teacher."""
     train, test, distill = cfg.train, cfg.test, cfg.distill
     folder = Path(train.save_path)
-    result = folder.with_name("result") if folder.name == "model" else folder / "result"
+    result = (folder.parent if folder.name == "model" else folder) / ("teacher/result" if test.teacher else "result")
     derived = {
         "test_h": test.test_h or train.train_h,
         "test_w": test.test_w or train.train_w,

@@ -11,8 +11,12 @@ from test_teacher_classes import CITY, OURS
 
 from model.distill.classes import Averaged, Mapped
 from model.pspnet import PSPNet
+from tool.report import runs
 from util import config
+from util.data.lists import scored_list
 from util.errors import UserError
+from util.evaluate import predict
+from util.evaluate.metric import Scores
 from util.teachers import load, names
 
 CITYSCAPES = (
@@ -27,6 +31,16 @@ def test_the_shipped_mapping_makes_every_class_of_camvid():
     camvid = (ROOT / "dataset/camvid/camvid_names.txt").read_text().split()
     groups = names.groups(camvid, CITYSCAPES, mapping, "x")
     assert all(groups) and sum(map(len, groups)) == 15
+
+
+def test_animals_taught_by_a_network_of_voc():
+    """The shipped config, its mapping with the names of VOC's 21 classes."""
+    cfg = config.load(ROOT / "config/animals/animals_deeplab_18.yaml")
+    ours, voc = ((ROOT / f"dataset/{d}/{d}_names.txt").read_text().split() for d in ("animals", "voc2012"))
+    groups = names.groups(ours, voc, cfg.distill.teacher_classes, "x")
+    assert [[voc[i] for i in group] for group in groups] == [[name] for name in ours]
+    assert cfg.test.compare.teacher == "exp/animals/deeplab_18/teacher/result/metrics.json"
+    assert cfg.distill.weights.aux_mse == 0 < cfg.distill.weights.kl
 
 
 def test_the_recipe_of_the_page(tmp_path):
@@ -73,6 +87,39 @@ def test_a_teacher_of_other_classes_teaches_by_yaml_alone(distil, city, caplog):
     assert result.status == 0, result.err
     assert line["kl"] > 0 and line["cwd_logits"] > 0 and "aux_mse" not in line
     assert "6 of its 7 classes make up 3 of our 4; it does not know land" in caplog.text
+
+
+def test_such_a_teacher_is_tested_as_a_student_is(tiny, script, city, tmp_path):
+    """By its own scores, into a folder of its own that the report takes for the teacher's."""
+    keys = ["DISTILL.teacher_path", city, "DISTILL.teacher_classes", MAPPING, "DISTILL.weights.aux_mse", "0"]
+    keys += [
+        "TEST.mode",
+        "whole",
+        "TEST.flip",
+        "False",
+        "TRAIN.save_path",
+        str(tmp_path / "model"),
+        "TEST.save_folder",
+        "",
+    ]
+    result = script("test_50_18.py", "--config", tiny.path, *keys, "TEST.teacher", "True")
+    assert result.status == 0, result.err
+    tested = runs.read(tmp_path / "teacher")
+    cfg = tiny.load(*keys)
+    pairs = scored_list(cfg.test.test_list, "", cfg.data)
+    matrix = predict.validate(load.load(cfg), pairs, cfg, torch.float32)
+    assert tested.metrics["mIoU"] == Scores.of(matrix).mIoU
+    assert tested.metrics["network"] == {"layers": 50, "teacher_layers": None}
+    assert "teacher hf:" in result.out and not tested.checkpoint.exists()
+
+
+def test_what_has_no_scores_is_not_tested(tiny, script, tmp_path):
+    torch.save(PSPNet(18, None).state_dict(), tmp_path / "backbone.pth")
+    hints = "[{layer: layer4, loss: nfd}]"
+    keys = ["DISTILL.teacher_layers", 18, "DISTILL.teacher_path", tmp_path / "backbone.pth", "DISTILL.hints", hints]
+    keys += ["DISTILL.weights.kl", 0, "DISTILL.weights.aux_mse", 0, "TEST.teacher", True]
+    result = script("test_50_18.py", "--config", tiny.path, *keys)
+    assert result.status == 2 and "backbone.pth (DISTILL.teacher_path) gives no class scores" in result.err
 
 
 def test_check_reads_such_a_teacher_and_writes_nothing(tiny, script, city):

@@ -10,7 +10,8 @@ from util.errors import UserError
 
 def compare(cfg: Config) -> None:
     """Print teacher, student alone and distilled side by side, and a verdict."""
-    if not distributed.is_main() or cfg.check or cfg.test.compare is None or cfg.test.split == "test":
+    t = cfg.test
+    if not distributed.is_main() or cfg.check or t.compare is None or t.split == "test" or t.teacher:
         return
     files = {
         "teacher": cfg.test.compare.teacher,

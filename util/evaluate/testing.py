@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.distill.classes import output_dtype
 from util import distributed, network
 from util.config import Config
 from util.data.decode import read_label
@@ -24,6 +25,7 @@ from util.evaluate.metric import Scores, confusion_matrix
 from util.evaluate.outputs import check_outputs, output_names
 from util.evaluate.protocol import protocol_for_testing
 from util.files import BackgroundWriter, check_writable, replace_text
+from util.teachers import load
 
 
 def test(cfg: Config) -> None:
@@ -62,8 +64,8 @@ def test(cfg: Config) -> None:
     with _writing(Path(t.save_folder)):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(metrics, indent=1) + "\n")
-    network = f"PSPNet-{cfg.train.architecture}"
-    print(f"{table(metrics)}\n{network}, {protocol_line(metrics['protocol'])}\nwritten to {path}")
+    network = "" if t.teacher else f"PSPNet-{cfg.train.architecture}, "
+    print(f"{table(metrics)}\n{network}{protocol_line(metrics['protocol'])}\nwritten to {path}")
 
 
 @contextlib.contextmanager
@@ -80,7 +82,12 @@ def map_paths(folder: Path, names: list[str]) -> list[Path]:
 
 
 def _load(cfg: Config) -> predict.Predictor:
-    """The network of TEST.model_path, frozen, under TEST's protocol."""
+    """The network of TEST.model_path, or DISTILL's teacher (TEST.teacher), frozen, under TEST's protocol."""
+    if cfg.test.teacher:
+        net = load.load(cfg)
+        if "logits" not in net.channels():
+            raise UserError(f"TEST.teacher: {cfg.distill.teacher_path} (DISTILL.teacher_path) gives no class scores")
+        return predict.Predictor(net, cfg, protocol_for_testing(cfg), output_dtype(net))
     dtype = distributed.precision(cfg.test.precision)
     net = network.load(cfg.test.model_path, cfg.train.architecture, cfg.data.classes, aux=False, data=cfg.data)
     return predict.Predictor(net.to(distributed.device()).freeze(dtype), cfg, protocol_for_testing(cfg), dtype)
@@ -148,7 +155,7 @@ def read_map(folder: Path, name: str, shape: tuple[int, int], classes: int) -> N
 
 def report(matrix: torch.Tensor, names: list[str], cfg: Config, images: int) -> dict[str, Any]:
     """The content of metrics.json."""
-    scores, t = Scores.of(matrix), cfg.test
+    scores, t, distill = Scores.of(matrix), cfg.test, cfg.distill
     per_class = zip(names, scores.iou, scores.accuracy, strict=True)
     return {
         "mIoU": scores.mIoU,
@@ -164,7 +171,7 @@ def report(matrix: torch.Tensor, names: list[str], cfg: Config, images: int) -> 
             "crop": [t.test_h, t.test_w],
             "base_size": t.base_size,
             "precision": "existing predictions" if t.has_prediction else str(distributed.precision(t.precision))[6:],
-            "checkpoint": t.model_path,
+            "checkpoint": f"teacher {', '.join(distill.teachers)}" if t.teacher else t.model_path,
             "list": t.test_list,
         },
         # What tool/report/compare.py needs to find images, labels and maps again, and to tell
@@ -172,8 +179,8 @@ def report(matrix: torch.Tensor, names: list[str], cfg: Config, images: int) -> 
         "data": cfg.data.model_dump(),
         "ignore_label": cfg.train.ignore_label,
         "network": {
-            "layers": cfg.train.architecture,
-            "teacher_layers": cfg.distill and cfg.distill.teacher_architecture,
+            "layers": distill.teacher_architecture if t.teacher else cfg.train.architecture,
+            "teacher_layers": distill.teacher_architecture if distill and not t.teacher else None,
         },
     }
 

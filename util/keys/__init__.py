@@ -139,8 +139,9 @@ class Test(Section):
     has_prediction: bool = False
     index_start: Annotated[int, Field(ge=0)] = 0
     index_step: Annotated[int, Field(ge=0)] = 0
+    teacher: bool = False
     model_path: UserPath | None = None  # else train_epoch_{TRAIN.epochs}.pth in TRAIN.save_path
-    save_folder: UserPath | None = None  # else `result` beside or in TRAIN.save_path
+    save_folder: UserPath | None = None  # else `result`, a teacher's `teacher/result`, beside or in TRAIN.save_path
     compare: Compare | None = None
 
 
@@ -160,6 +161,8 @@ class Config(Section):
             )
         if self.train.evaluate and not self.data.val_list:
             raise ValueError("TRAIN.evaluate needs a DATA.val_list")
+        if self.test.teacher and not self.distill:
+            raise ValueError("TEST.teacher needs a DISTILL section, which names the teacher; test with test_50_18.py")
         allowed = {*range(self.data.classes), self.train.ignore_label}
         if wrong := {*(self.data.label_map or {}).values()} - allowed:
             raise ValueError(f"DATA.label_map gives {min(wrong)}, neither a class nor TRAIN.ignore_label")
