@@ -4,6 +4,7 @@ The kl of train_50_18.py, averaged over those positions of stride 8 (of one proc
 where TRAIN.accumulate splits a batch). Arguments as train_50_18.py.
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+from model.distill.classes import comparable  # noqa: E402
 from model.distill.logits import kl  # noqa: E402
 from model.loss import supervised_losses  # noqa: E402
 from util import network, run  # noqa: E402
 from util.config import Config  # noqa: E402
 from util.data.batch import Batch  # noqa: E402
+from util.teachers import load  # noqa: E402
 from util.train import engine  # noqa: E402
 from util.train.teacher import Teacher  # noqa: E402
 
@@ -29,13 +32,19 @@ def where_right(s: Tensor, t: Tensor, batch: Batch, temperature: float) -> Tenso
 
 
 def distil(cfg: Config, divergence: Callable[[Tensor, Tensor, Batch, float], Tensor]) -> None:
-    """Train as train_50_18.py does without aux_mse and hints; divergence: in the place of kl."""
-    teacher = Teacher(cfg, network.load_teacher(cfg))
+    """Train as train_50_18.py does without aux_mse and hints; divergence: in the place of kl.
+
+    Of a teacher of other classes, batch.labels[1] leaves out what `comparable` does.
+    """
+    net = load.load(cfg)
+    teacher = Teacher(cfg, net)
 
     def losses(student, batch):
         t, s = teacher(batch), student(batch.image)
         terms = supervised_losses(s, batch.labels[cfg.train.zoom_factor], cfg.train.class_weights)
-        return s.logits, terms | {"kl": divergence(s.logits, t.logits, batch, cfg.distill.temperature)}
+        logits, t_logits, labels = comparable(s.logits, t.logits, batch.labels[1], net.known)
+        compared = dataclasses.replace(batch, labels=batch.labels | {1: labels})
+        return s.logits, terms | {"kl": divergence(logits, t_logits, compared, cfg.distill.temperature)}
 
     weights = cfg.distill.weights.model_dump(exclude={"aux_mse"})
     engine.fit(cfg, network.build(cfg.train, cfg.data), losses, weights, teacher)
