@@ -3,8 +3,8 @@
     python benchmark/add.py animals_short imagenet exp/animals/imagenet_10 exp/animals/imagenet_11
 
 Scores go to benchmark/results/RECORD.json, pixel counts to RECORD.npz; a run of the same method and
-seed is replaced. Seed, epochs and settings are those in the tested checkpoint. RESULTS.md names the
-commands.
+seed is replaced. Seed, epochs and settings are those in the tested checkpoint; a teacher from elsewhere
+(TEST.teacher) has none of them. RESULTS.md names the commands.
 """
 
 import argparse
@@ -28,7 +28,10 @@ from util.run import errors_in_one_line  # noqa: E402
 def entry(method: str, folder: Path, student: str, teacher: str) -> tuple[dict[str, Any], np.ndarray]:
     """What is recorded of the run in `folder`. Raises UserError where it was not tested or its checkpoint is gone."""
     tested = runs.read(folder)
-    trained = checkpoint.read(tested.checkpoint)
+    if tested.metrics["protocol"]["checkpoint"].startswith("teacher "):  # by TEST.teacher: trained elsewhere
+        trained = {"seed": 0, "epoch": "", "settings": {}}
+    else:
+        trained = checkpoint.read(tested.checkpoint)
     scores, pixels = scored(tested)
     beside = {"student": student, "teacher": teacher}
     config = {"settings": without_defaults(trained["settings"])}

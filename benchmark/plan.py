@@ -14,6 +14,7 @@ ADDED: Mapping[str, tuple[Sequence[int], Sequence[tuple[str, str]]]] = {
     "demo": ((26, 27, 28, 29, 30, 31), ()),  # seed 0 was used for tuning
     "animals_small": ((10, 11, 12), ()),
     "animals_small_tuning": ((0,), ()),
+    "animals_deeplab": ((0, 10, 11, 12), (("student, 16 epochs", "kl"), ("kl, where right", "kl"), ("cwd", "kl"))),
 }
 UNLABELLED_SEEDS = {"camvid": (), "shapes": (0,)}
 SHAPES_LABELS = 400

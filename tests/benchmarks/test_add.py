@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from conftest import tiny_pspnet
 
 from benchmark import add, evidence, record, tables
 
@@ -31,6 +33,16 @@ def test_a_run_is_recorded_once_with_what_its_checkpoint_says(tiny, script, fold
     found = {"animals_short": evidence.analyse("animals_short", kept.content)}
     text = tables.rewrite("<!-- animals_short main -->\n<!-- end -->", found)
     assert f"| student alone | 1 | 1 | {100 * metrics['mIoU']:.2f} |" in text
+
+
+def test_a_teacher_from_elsewhere_has_neither_seed_nor_epochs(tiny, script, folder):
+    torch.save({"state_dict": tiny_pspnet(18).state_dict()}, tiny.out / "t.pth")
+    teacher = ["DISTILL.teacher_layers", "18", "DISTILL.teacher_path", tiny.out / "t.pth", "TEST.teacher", "True"]
+    result = script("test_50_18.py", "--config", tiny.path, *teacher)
+    assert result.status == 0, result.err
+    add.main(["animals_short", "teacher", str(tiny.out)])
+    (entry,) = record.RunRecord(folder / "animals_short").content["runs"]
+    assert (entry["seed"], entry["epochs"], entry["config"]) == (0, "", {"settings": {}})
 
 
 def test_a_run_without_a_test_is_refused(folder, capsys):
