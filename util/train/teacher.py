@@ -83,8 +83,8 @@ class Teacher:
     def report_crops(self) -> None:
         """Log its scores on the labelled crops seen so far, at stride 8, and count no further ones.
 
-        Where they are below what the student comes to on the same crops, distillation holds it back; they may be far
-        below those on whole images, since a small crop shows little around an object.
+        Where they are below what the student comes to on such crops, it learns the teacher's mistakes. They may be far
+        below the scores on whole images, since a small crop shows little around an object.
         """
         if self.on_crops is not None:
             scores = Scores.of(distributed.all_reduce(self.on_crops))
