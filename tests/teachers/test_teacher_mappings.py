@@ -87,7 +87,7 @@ def test_a_teacher_of_other_classes_teaches_by_yaml_alone(distil, city, caplog):
     assert result.status == 0, result.err
     assert line["kl"] > 0 and line["cwd_logits"] > 0 and "aux_mse" not in line
     assert "6 of its 7 classes make up 3 of our 4; it does not know land" in caplog.text
-    assert caplog.text.count("the teacher on the first epoch's crops: mIoU") == 1
+    assert caplog.text.count("the teacher on this epoch's crops: mIoU") == 1
 
 
 def test_such_a_teacher_is_tested_as_a_student_is(tiny, script, city, tmp_path):

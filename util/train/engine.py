@@ -139,8 +139,8 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     distributed.all_reduce(metrics.matrix)
     if epoch == 1 and run.data.labelled:
         recorder.labels_seen(metrics.matrix, metrics.positions * distributed.world_size())
-        if run.teacher:
-            run.teacher.report_crops()
+    if run.teacher and run.data.labelled:
+        run.teacher.report_crops()
     scores = _scores("train", metrics.matrix) if run.data.labelled else {}
     return {"epoch": epoch, "lr": metrics.lr, **means, **schedules, **metrics.shares, **scores}
 

@@ -81,14 +81,16 @@ class Teacher:
         self.writer.flush()
 
     def report_crops(self) -> None:
-        """Log its scores on the labelled crops seen so far, at stride 8, and count no further ones.
+        """Log its scores on the labelled crops of a process's first epoch, at stride 8, and count no further ones.
 
         Where they are below what the student comes to on such crops, it learns the teacher's mistakes. They may be far
         below the scores on whole images, since a small crop shows little around an object.
         """
-        if self.on_crops is not None:
-            scores = Scores.of(distributed.all_reduce(self.on_crops))
-            log.info(f"the teacher on the first epoch's crops: {_in_words(scores)}")
+        if self.on_crops is None:
+            return
+        matrix = distributed.all_reduce(self.on_crops)
+        if matrix.any():  # a resumed epoch may have lacked its validation alone
+            log.info(f"the teacher on this epoch's crops: {_in_words(Scores.of(matrix))}")
             self.on_crops = None
 
     def check(self, cfg: Config, val: list[Pair]) -> None:
