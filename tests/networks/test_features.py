@@ -150,3 +150,12 @@ def test_published_weights_teach_by_the_name_imagenet(tiny, options, monkeypatch
     assert asked == [(34, None, "imagenet", "DISTILL.teacher_path")]
     with pytest.raises(UserError, match="does not exist"):
         network.load_teacher(tiny.load(*options[2:], "DISTILL.teacher_path", "imagenot"))
+
+
+def test_what_has_no_scores_is_not_tested(tiny, script, tmp_path):
+    torch.save(PSPNet(18, None).state_dict(), tmp_path / "backbone.pth")
+    hints = "[{layer: layer4, loss: nfd}]"
+    keys = ["DISTILL.teacher_layers", 18, "DISTILL.teacher_path", tmp_path / "backbone.pth", "DISTILL.hints", hints]
+    keys += ["DISTILL.weights.kl", 0, "DISTILL.weights.aux_mse", 0, "TEST.teacher", True]
+    result = script("test_50_18.py", "--config", tiny.path, *keys)
+    assert result.status == 2 and "backbone.pth (DISTILL.teacher_path) gives no class scores" in result.err

@@ -114,15 +114,6 @@ def test_such_a_teacher_is_tested_as_a_student_is(tiny, script, city, tmp_path):
     assert "teacher hf:" in result.out and not tested.checkpoint.exists()
 
 
-def test_what_has_no_scores_is_not_tested(tiny, script, tmp_path):
-    torch.save(PSPNet(18, None).state_dict(), tmp_path / "backbone.pth")
-    hints = "[{layer: layer4, loss: nfd}]"
-    keys = ["DISTILL.teacher_layers", 18, "DISTILL.teacher_path", tmp_path / "backbone.pth", "DISTILL.hints", hints]
-    keys += ["DISTILL.weights.kl", 0, "DISTILL.weights.aux_mse", 0, "TEST.teacher", True]
-    result = script("test_50_18.py", "--config", tiny.path, *keys)
-    assert result.status == 2 and "backbone.pth (DISTILL.teacher_path) gives no class scores" in result.err
-
-
 def test_check_reads_such_a_teacher_and_writes_nothing(tiny, script, city):
     options = [*QUICK, "[]", "DISTILL.teacher_path", city, "DISTILL.teacher_classes", MAPPING]
     result = script("train_50_18.py", "--check", "--config", tiny.path, *options)

@@ -14,9 +14,9 @@ def compare(cfg: Config) -> None:
     if not distributed.is_main() or cfg.check or t.compare is None or t.split == "test" or t.teacher:
         return
     files = {
-        "teacher": cfg.test.compare.teacher,
-        "student alone": cfg.test.compare.student,
-        "distilled": str(Path(cfg.test.save_folder, "metrics.json")),
+        "teacher": t.compare.teacher,
+        "student alone": t.compare.student,
+        "distilled": str(Path(t.save_folder, "metrics.json")),
     }
     missing = [f"{name} ({path})" for name, path in files.items() if not Path(path).is_file()]
     if missing:
