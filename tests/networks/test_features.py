@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
-from conftest import CLASSES, ROOT, python
+from conftest import CLASSES, ROOT, python, tiny_pspnet
 
 from model.pspnet import PSPNet
 from util import checkpoint, config, network
 from util.data.loader import ResumableBatchSampler, TrainData
 from util.errors import UserError
+from util.evaluate import testing
 
 STEM = {"layer0.0": "conv1", "layer0.1": "bn1"}
 
@@ -159,3 +160,11 @@ def test_what_has_no_scores_is_not_tested(tiny, script, tmp_path):
     keys += ["DISTILL.weights.kl", 0, "DISTILL.weights.aux_mse", 0, "TEST.teacher", True]
     result = script("test_50_18.py", "--config", tiny.path, *keys)
     assert result.status == 2 and "backbone.pth (DISTILL.teacher_path) gives no class scores" in result.err
+
+
+def test_the_teacher_is_tested_in_the_precision_of_the_test(tiny, tmp_path):
+    path = str(tmp_path / "t.pth")
+    torch.save({"state_dict": tiny_pspnet(18).state_dict()}, path)
+    keys = ["DISTILL.teacher_layers", "18", "DISTILL.teacher_path", path, "DISTILL.precision", "fp32"]
+    predictor = testing.predictor_of(tiny.load(*keys, "TEST.teacher", "True", "TEST.precision", "bf16"))
+    assert {p.dtype for p in predictor.net.parameters()} == {predictor.dtype} == {torch.bfloat16}

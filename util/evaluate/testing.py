@@ -81,10 +81,11 @@ def map_paths(folder: Path, names: list[str]) -> list[Path]:
     return [folder / kind / f"{name}.png" for kind in ("gray", "color") for name in names]
 
 
-def _load(cfg: Config) -> predict.Predictor:
+def predictor_of(cfg: Config) -> predict.Predictor:
     """The network of TEST.model_path, or DISTILL's teacher (TEST.teacher), frozen, under TEST's protocol."""
     if cfg.test.teacher:
-        net = load.load(cfg)
+        distill = cfg.distill.model_copy(update={"precision": cfg.test.precision})
+        net = load.load(cfg.model_copy(update={"distill": distill}))
         if "logits" not in net.channels():
             raise UserError(f"TEST.teacher: {cfg.distill.teacher_path} (DISTILL.teacher_path) gives no class scores")
         return predict.Predictor(net, cfg, protocol_for_testing(cfg), output_dtype(net))
@@ -95,7 +96,7 @@ def _load(cfg: Config) -> predict.Predictor:
 
 def _predict(pairs: list[Pair], names: list[str], cfg: Config) -> torch.Tensor:
     """Write each image's maps -> the confusion matrix over all processes, zero without labels."""
-    predictor, folder, palette = _load(cfg), Path(cfg.test.save_folder), read_colors(cfg.data)
+    predictor, folder, palette = predictor_of(cfg), Path(cfg.test.save_folder), read_colors(cfg.data)
     with _writing(folder):
         for kind in ("gray", "color"):
             (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -121,7 +122,7 @@ def check_only(cfg: Config, pairs: list[Pair], names: list[str]) -> None:
         print(f"it would score the {len(names)} maps in {t.save_folder}/gray")
         return
     check_writable(Path(t.save_folder), "TEST.save_folder")
-    next(predict.predictions(_load(cfg), pairs, [0]))
+    next(predict.predictions(predictor_of(cfg), pairs, [0]))
     if distributed.is_main():
         print(f"it would write maps of {len(pairs)} images to {t.save_folder}; nothing was written")
 
@@ -173,6 +174,7 @@ def report(matrix: torch.Tensor, names: list[str], cfg: Config, images: int) -> 
             "precision": "existing predictions" if t.has_prediction else str(distributed.precision(t.precision))[6:],
             "checkpoint": f"teacher {', '.join(distill.teachers)}" if t.teacher else t.model_path,
             "list": t.test_list,
+            "teacher": t.teacher,
         },
         # What tool/report/compare.py needs to find images, labels and maps again, and to tell
         # teacher from student.
