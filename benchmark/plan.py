@@ -5,6 +5,14 @@ from typing import Any, NamedTuple
 
 SEEDS = {"camvid": (0, 1, 2), "shapes": (10, 11, 12, 13, 14)}  # shapes: 0 to 2 were used for tuning its settings
 ABLATION_SEEDS = {"camvid": (0, 1, 2), "shapes": (15, 16, 17)}  # of `ablations`; no choice was made on 15 to 17
+DEEPLAB_PAIRS = (
+    ("student, 16 epochs", "kl"),
+    ("kl, where right", "kl"),
+    ("cwd", "kl"),
+    ("kl, unlabelled", "kl"),
+    ("kl, unlabelled", "student, 16 epochs"),
+    ("kl, unlabelled", "student, teacher's maps"),
+)
 # What add.py records: the seeds, and the methods to be compared.
 ADDED: Mapping[str, tuple[Sequence[int], Sequence[tuple[str, str]]]] = {
     "animals_short": (
@@ -14,7 +22,7 @@ ADDED: Mapping[str, tuple[Sequence[int], Sequence[tuple[str, str]]]] = {
     "demo": ((26, 27, 28, 29, 30, 31), ()),  # seed 0 was used for tuning
     "animals_small": ((10, 11, 12), ()),
     "animals_small_tuning": ((0,), ()),
-    "animals_deeplab": ((0, 10, 11, 12), (("student, 16 epochs", "kl"), ("kl, where right", "kl"), ("cwd", "kl"))),
+    "animals_deeplab": ((0, 10, 11, 12), DEEPLAB_PAIRS),
 }
 UNLABELLED_SEEDS = {"camvid": (), "shapes": (0,)}
 SHAPES_LABELS = 400
