@@ -74,3 +74,11 @@ def test_a_folder_that_cannot_be_made(tiny, script):
     (tiny.out / "file").write_text("")
     result = script("train_18.py", "--check", "--config", tiny.path, "TRAIN.save_path", f"{tiny.out}/file/run")
     assert result.status == 2 and "TRAIN.save_path" in result.err
+
+
+def test_unlabelled_images_count_in_the_step(tiny, command, script):
+    (tiny.out / "more.txt").write_text(f"{tiny.root}/train0.jpg\n{tiny.root}/train1.jpg\n")
+    more = ["DATA.unlabelled_list", str(tiny.out / "more.txt"), "TRAIN.unlabelled_per_batch", "1"]
+    result = script("train_50_18.py", "--check", *command(tiny.out / "run", *more))
+    assert result.status == 0, result.err
+    assert "more.txt: 2 images are whole" in result.out and "a step of 3 crops of 33x33" in result.out
