@@ -84,7 +84,7 @@ class ResumableBatchSampler(Sampler[list[Key]]):
         self.images = data.labelled or data.unlabelled  # of an epoch
         self.per_epoch = self.images // train.batch_size
         self.steps = train.epochs * self.per_epoch
-        self.crops = self.steps * (train.batch_size + train.unlabelled_per_batch)  # of the whole run, all processes
+        self.crops = self.steps * train.images_per_step  # of the whole run, all processes
         if not self.per_epoch:
             raise UserError(
                 f"{data.data.epoch_list[0]} has {self.images} images, fewer than TRAIN.batch_size {train.batch_size}; "

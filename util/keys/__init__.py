@@ -120,6 +120,11 @@ class Train(Section):
         """timm/NAME, or the ResNet's depth."""
         return self.backbone or self.layers
 
+    @property
+    def images_per_step(self) -> int:
+        """Labelled and unlabelled ones, over processes and accumulated passes."""
+        return self.batch_size + self.unlabelled_per_batch
+
 
 class Compare(Section):
     teacher: str

@@ -36,7 +36,7 @@ def wanted(train: Train, steps: int, teacher: bool) -> bool:
         return True
     if distributed.device().type != "cuda":
         return False
-    images = (train.batch_size + train.unlabelled_per_batch) / distributed.world_size()
+    images = train.images_per_step / distributed.world_size()
     saved = SAVED["with a teacher" if teacher else "alone"] * steps * images * train.train_h * train.train_w / 1e6
     pays = not missing and saved > COST
     log.info(

@@ -46,7 +46,7 @@ def training(run) -> None:
         means = stepper.metrics.means("--check")  # waits for the device
         seconds = time.perf_counter() - start
     terms = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-    size = f"{train.batch_size + train.unlabelled_per_batch} crops of {train.train_h}x{train.train_w}"
+    size = f"{train.images_per_step} crops of {train.train_h}x{train.train_w}"
     _print(f"a step of {size} on {stepper.device.type} in {stepper.dtype}: {seconds:.2f} s, {terms}")
     if torch.cuda.is_available():
         _print(f"GPU memory: {torch.cuda.max_memory_reserved() / 1e9:.1f} GB at most so far")

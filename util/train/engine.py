@@ -128,7 +128,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
         stepper.step(run.to_device(next(run.batches)), progress.step, dropout[i - 1])
         progress.step += 1
         if i % train.print_freq == 0 and i < steps:
-            rate = train.batch_size * (i - first + 1) / (time.perf_counter() - start)
+            rate = train.images_per_step * (i - first + 1) / (time.perf_counter() - start)
             recorder.steps(progress.step, metrics.means(f"step {i} of {title}"), metrics.lr, rate, f"{title}, step {i}")
         if i < steps and run.interrupt.stop_requested(sync=i == 1 or i % SYNC_EVERY == 0):
             metrics.means(f"step {i} of {title}")  # raises before a network that is not finite is saved
