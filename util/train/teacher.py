@@ -83,8 +83,8 @@ class Teacher:
     def report_crops(self) -> None:
         """Log its scores on the labelled crops of a process's first epoch, at stride 8, and count no further ones.
 
-        Where they are below what the student comes to on such crops, it learns the teacher's mistakes. They may be far
-        below the scores on whole images, since a small crop shows little around an object.
+        Where they are below what the student comes to on such crops, the labels may be the better teacher. They may be
+        far below the scores on whole images, since a small crop shows little around an object.
         """
         if self.on_crops is None:
             return
