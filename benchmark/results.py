@@ -11,7 +11,7 @@ benchmark/evidence.py makes the tables.
 
 The teacher's outputs are cached (DISTILL.cache), so the first distillation of a seed takes longer
 than the others. On animals tuning comes first (animals_tuning.json), on images held out of it, and
-the final runs take what it chose: README.md has the protocol.
+the final runs take what it chose: PROTOCOL.md has the rules.
 """
 
 import argparse
