@@ -1,4 +1,4 @@
-"""The runs on animals: README.md's protocol. Tuning tasks, and the final ones with what tuning chose.
+"""The runs on animals: PROTOCOL.md, On a GPU. Tuning tasks, and the final ones with what tuning chose.
 
 A method's ten tuning runs are six learning rates, then four variants at the best of those. Final
 tasks exist once all of their method's (and their teacher's) tuning is recorded.
@@ -154,7 +154,7 @@ def final(method: str, score: Score, /, **more) -> Iterator[Task]:
 
 
 def kl_questions(score: Score) -> Iterator[Task]:
-    """Why kl helps or does not: README.md, (a) to (e)."""
+    """Why kl helps or does not: PROTOCOL.md, (a) to (e)."""
     keys = chosen("kl", score)
     if keys is None:
         return

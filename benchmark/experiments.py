@@ -21,8 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 class Experiments:
     """The runs of one dataset under the folder `out`; pace: the recorded seconds of a step."""
 
-    tuning = False  # of runs that choose settings, one that fails is a result
-
     def __init__(self, dataset: str, out: Path, pace: dict[str, Any], data_root: str | None = None):
         self.dataset, self.out, self.data_root = dataset, out.resolve(), data_root
         epochs = config_epochs(dataset)

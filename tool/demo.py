@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tool.report.picture import legend  # noqa: E402
-from util import config, distributed, network, run  # noqa: E402
+from util import config, run  # noqa: E402
 from util.data.decode import read_image  # noqa: E402
 from util.data.lists import read_colors, read_names  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.evaluate import predict  # noqa: E402
 from util.evaluate.outputs import check_outputs, output_names  # noqa: E402
-from util.evaluate.protocol import protocol_for_testing, protocol_for_validation, resize  # noqa: E402
-from util.evaluate.testing import map_paths, write_maps  # noqa: E402
+from util.evaluate.protocol import protocol_for_validation, resize  # noqa: E402
+from util.evaluate.testing import map_paths, predictor_of, write_maps  # noqa: E402
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 DEFAULT_RATE = 25.0  # frames a second, where the source gives none
@@ -91,17 +91,16 @@ def _frames(capture: cv2.VideoCapture, frame: NDArray[np.uint8]) -> Iterator[NDA
 
 
 class Segmenter:
-    """A checkpoint that turns pictures into class maps and overlays."""
+    """A network that turns pictures into class maps and overlays."""
 
     def __init__(self, cfg: config.Config):
         self.cfg, self.names, self.palette = cfg, read_names(cfg.data), read_colors(cfg.data)
-        net = network.load(cfg.test.model_path, cfg.train.architecture, cfg.data.classes, aux=False, data=cfg.data)
-        self.dtype = distributed.precision(cfg.test.precision)
-        self.net = net.to(distributed.device()).freeze(self.dtype)
+        self.tested = predictor_of(cfg)
 
     def predictor(self, quick: bool) -> predict.Predictor:
-        protocol = protocol_for_validation(self.cfg) if quick else protocol_for_testing(self.cfg)
-        return predict.Predictor(self.net, self.cfg, protocol, self.dtype)
+        if not quick:
+            return self.tested
+        return predict.Predictor(self.tested.net, self.cfg, protocol_for_validation(self.cfg), self.tested.dtype)
 
     def overlay(self, image: NDArray[np.uint8], labels: NDArray[np.uint8], present_only: bool) -> NDArray[np.uint8]:
         """image (H, W, 3) blended with the colours of labels (H, W), above a legend.
@@ -130,9 +129,9 @@ def segment_pictures(segmenter: Segmenter, paths: list[Path], out: Path) -> None
     predictor, bad = segmenter.predictor(quick=False), []
     for path, name in zip(paths, output_names(paths), strict=True):
         try:
-            image = read_image(path)
-        except UserError:
-            bad.append(str(path))
+            image = read_image(path, segmenter.cfg.data.image_max)
+        except UserError as error:
+            bad.append(str(error))
             continue
         labels = label_picture(predictor, image)
         write_maps(labels, segmenter.palette, out, name)
@@ -144,7 +143,7 @@ def segment_pictures(segmenter: Segmenter, paths: list[Path], out: Path) -> None
         largest = [f"{segmenter.names[i]} {100 * shares[i]:.0f} %" for i in np.argsort(-shares)[:4] if shares[i]]
         print(f"{path}: {', '.join(largest)} -> {file}", flush=True)
     if bad:
-        raise UserError(f"cannot be decoded as a picture, {len(bad)} of {len(paths)}: {', '.join(bad[:5])}")
+        raise UserError(f"{len(bad)} of {len(paths)} pictures were left out: {'; '.join(bad[:5])}")
 
 
 def segment_video(segmenter: Segmenter, stream: Stream, path: Path) -> None:

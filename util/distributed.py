@@ -115,9 +115,9 @@ def processes():
     dist.destroy_process_group()
 
 
-def allow_tf32(precision: str) -> None:
-    """Let float32 convolutions on CUDA round their inputs to 10 bits if `precision` is tf32, and only then.
+def allow_tf32(*precisions: str | None) -> None:
+    """Let float32 convolutions on CUDA round their inputs to 10 bits if one of `precisions` is tf32, and only then.
 
     PyTorch's own default allows it, so that float32 would not mean float32 on Ampere and later.
     """
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = "tf32" in precisions

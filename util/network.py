@@ -105,8 +105,10 @@ def _check_backbone(content: Mapping[str, Any], layers: int | str, path: str, ke
 
 def _other_normalisation(content: Mapping[str, Any], data: Data) -> str | None:
     """What a checkpoint says of its training's DATA.mean and std, if the config says something else."""
-    then = content.get("normalisation", {})
-    if not then or (then["mean"], then["std"]) == (data.mean, data.std):
+    then = content.get("normalisation")
+    if not isinstance(then, dict) or not {"mean", "std"} <= then.keys():  # a file from elsewhere
+        return None
+    if (then["mean"], then["std"]) == (data.mean, data.std):
         return None
     return f"was trained with DATA.mean {then['mean']} and DATA.std {then['std']}, not {data.mean} and {data.std}"
 
@@ -119,7 +121,7 @@ def load_teacher(cfg: Config) -> PSPNet:
     distill = cfg.distill
     if distill is None:
         raise UserError("the config has no DISTILL section; write DISTILL: {teacher_config: YAML of the teacher}")
-    path = distill.teacher_path
+    path = distill.teachers[0]
     if path == "imagenet":
         teacher = make(distill.teacher_architecture, None)
         load_pretrained(teacher, path, "DISTILL.teacher_path")

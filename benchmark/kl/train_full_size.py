@@ -15,7 +15,9 @@ from benchmark.kl.train_where_right import distil  # noqa: E402
 from model.distill.logits import kl  # noqa: E402
 from model.loss import to_float32  # noqa: E402
 from util import run  # noqa: E402
+from util.config import Config  # noqa: E402
 from util.data.batch import Batch  # noqa: E402
+from util.errors import UserError  # noqa: E402
 
 FULL = 8  # zoom factor of the labels' own size
 
@@ -27,5 +29,11 @@ def full_size(s: Tensor, t: Tensor, batch: Batch, temperature: float) -> Tensor:
     return kl(s, t, batch.valid[FULL], temperature=temperature)
 
 
+def main(cfg: Config) -> None:
+    if cfg.train.zoom_factor != FULL or cfg.distill.teacher_classes:
+        raise UserError("this needs TRAIN.zoom_factor 8 and a teacher of the same classes (no DISTILL.teacher_classes)")
+    distil(cfg, full_size)
+
+
 if __name__ == "__main__":
-    run.main(lambda cfg: distil(cfg, full_size), "config/voc2012/voc2012_pspnet50_18.yaml")
+    run.main(main, "config/voc2012/voc2012_pspnet50_18.yaml")

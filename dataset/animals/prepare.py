@@ -57,7 +57,7 @@ def remap(source: Path, out: Path, names: list[str], longer_side: int | None) ->
     colors[: len(NAMES)] = np.loadtxt(HERE / "animals_colors.txt", dtype=np.uint8)
     for name in tqdm(names, "labels", unit="", disable=None):
         path = source / "label" / f"{name}.png"
-        image = read_image(source / "image" / f"{name}.jpg")
+        image = read_image(source / "image" / f"{name}.jpg", None)
         label = table[read_label(path, image.shape[:2], len(VOC_NAMES), VOID)]
         if not np.any((label > 0) & (label < VOID)):  # every name was chosen for an animal
             raise UserError(f"{path} holds none of {', '.join(NAMES[1:])}; name a folder with VOC's 21 classes")
@@ -79,6 +79,8 @@ def shrink(picture: NDArray[np.uint8], longer_side: int, how: int) -> NDArray[np
 
 
 def prepare(source: Path, out: Path, split: Path, longer_side: int | None = None) -> None:
+    if longer_side is not None and longer_side < 1:
+        raise UserError(f"--longer-side {longer_side} is no size in pixels; take 1 or more")
     if source.resolve() == out.resolve():
         raise UserError(f"{source} is what this script makes; name the folder of VOC's images and labels")
     lists = {
@@ -88,16 +90,17 @@ def prepare(source: Path, out: Path, split: Path, longer_side: int | None = None
     names = {name for entries in lists.values() for name in entries}
     for folder, suffix in (("image", ".jpg"), ("label", ".png")):
         present(source, folder, suffix, names)
+    link = (out / "image").is_symlink()
+    if not longer_side and (out / "image").exists() and not link:
+        raise UserError(f"{out / 'image'} holds images that --longer-side made; remove it, or name that size again")
     for folder in ("label", "list"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    for path in (out / "list").iterdir():  # what they list may have been made from another source
-        path.unlink()
-    if (out / "image").is_symlink():
+    for name in (*lists, "unlabelled"):  # what they list may have been made from another source
+        (out / "list" / f"{name}.txt").unlink(missing_ok=True)
+    if link:
         (out / "image").unlink()
     if longer_side:
         (out / "image").mkdir(exist_ok=True)
-    elif (out / "image").exists():
-        raise UserError(f"{out / 'image'} holds images that --longer-side made; remove it, or name that size again")
     else:
         (out / "image").symlink_to((source / "image").resolve(), target_is_directory=True)
     remap(source, out, sorted(names), longer_side)

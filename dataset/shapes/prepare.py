@@ -156,6 +156,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder (default: this file's)")
     arguments = parser.parse_args()
+    if arguments.seed < 0:
+        parser.error(f"--seed {arguments.seed}: take 0 or more")
     try:
         write(
             arguments.out,

@@ -77,7 +77,7 @@ def test_final_runs_take_the_best_of_the_held_out_images_and_wait_for_it():
 
 def test_no_tuning_saw_a_final_seed_or_a_held_out_image():
     tasks = [*animals.ordered(tuned(), EPOCHS)]
-    assert len(tasks) == len({(t.method, t.seed) for t in tasks}) == 142  # as README.md's budget says
+    assert len(tasks) == len({(t.method, t.seed) for t in tasks}) == 142  # as PROTOCOL.md's budget says
     assert {t.seed for t in tasks if t.images == "tune"}.isdisjoint(t.seed for t in tasks if t.images != "tune")
     lists = {name: {line.split()[0] for line in lines} for name, lines in LISTS.items()}
     assert lists["held_out"] | lists["tune"] == lists["train"] and not lists["held_out"] & lists["tune"]

@@ -39,6 +39,17 @@ def test_pictures_are_labelled_as_in_testing(tiny, demo, script):
     assert np.abs(np.asarray(small) - mixed).mean() < 12
 
 
+def test_the_teacher_can_be_shown(tiny, demo, script):
+    torch.save({"state_dict": tiny_pspnet(seed=1).state_dict()}, tiny.out / "t.pth")
+    keys = ["DISTILL.teacher_path", tiny.out / "t.pth", "DISTILL.teacher_layers", "18", "TEST.teacher", "True"]
+    assert script("test_50_18.py", "--config", tiny.path, *keys).status == 0
+    assert script(*demo, tiny.root / "val0.jpg", *keys).status == 0
+    ours, tested = (np.asarray(Image.open(tiny.out / out / "gray" / "val0.png")) for out in ("demo", "result"))
+    assert np.array_equal(ours, tested)
+    assert script("test_18.py", "--config", tiny.path).status == 0  # the student's map is another
+    assert not np.array_equal(ours, np.asarray(Image.open(tiny.out / "result/gray/val0.png")))
+
+
 def test_video(tiny, demo, script):
     path = tiny.out / "clip.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12, (64, 48))
@@ -66,7 +77,7 @@ def test_what_is_no_picture(tiny, demo, fails):
     (tiny.out / "text.jpg").write_text("no picture")
     (tiny.out / "text.txt").write_text("no picture")
     (tiny.out / "empty").mkdir()
-    assert "text.jpg" in fails(*demo, tiny.out / "text.jpg")
+    assert "text.jpg cannot be decoded" in fails(*demo, tiny.out / "text.jpg")
     assert "text.txt cannot be read as a picture or video" in fails(*demo, tiny.out / "text.txt")
     assert "gone.jpg does not exist" in fails(*demo, tiny.out / "gone.jpg")
     assert "holds no picture" in fails(*demo, tiny.out / "empty")

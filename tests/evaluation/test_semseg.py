@@ -72,8 +72,8 @@ def test_semseg_file_as_weight_and_as_teacher(tmp_path, tiny, script):
     """A deep-stem file starts a training whose config says plain, and teaches a plain-stem student."""
     path = tmp_path / "semseg.pth"
     torch.save({"epoch": 50, "state_dict": reference_state(50)}, path)
-    options = ["--config", tiny.path, *five_classes(tmp_path), "DISTILL.teacher_path", path]
-    assert script("train_50_18.py", *options).status == 0
+    options = ["--config", tiny.path, *five_classes(tmp_path)]
+    assert script("train_50_18.py", *options, "DISTILL.teacher_path", path).status == 0
     resumed = [
         "TRAIN.layers",
         "50",

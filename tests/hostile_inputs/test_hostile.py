@@ -50,7 +50,7 @@ def test_lists(tmp_path, case):
     path = put(tmp_path / "list.txt", case.what)
     with outcome(case.expected, "" if case.expected == "is no file" else str(path)):
         for pair in read_list(str(path), "DATA.train_list", "data"):
-            read_image(pair.image)
+            read_image(pair.image, None)
 
 
 def test_lists_may_name_files_anywhere(tmp_path):
@@ -73,7 +73,7 @@ def test_what_is_no_file(tmp_path, kind):
     make = {"folder": Path.mkdir, "pipe": os.mkfifo, "dangling link": lambda path: path.symlink_to("gone")}
     make[kind](tmp_path / "a.jpg")
     with outcome("is no file", "a.jpg"):
-        read_image(tmp_path / "a.jpg")
+        read_image(tmp_path / "a.jpg", None)
 
 
 def crop_of(tiny, image, label):
@@ -94,7 +94,7 @@ def test_images(tiny, case):
         image, label, _ = crop_of(tiny, case.what, GRAY)
         assert image.shape == (33, 33, 3) and image.dtype == np.uint8 and label.shape == (33, 33)
     if case.name.startswith(("EXIF", "CMYK", "16 bits", "alpha")) and case.name != "16 bits gray":
-        shown = read_image(tiny.out / "i.jpg").astype(int)
+        shown = read_image(tiny.out / "i.jpg", None).astype(int)
         assert np.abs(shown - PICTURE).mean() < 8 < np.abs(shown[:, ::-1] - PICTURE).mean()
 
 

@@ -61,7 +61,7 @@ def test_broken_pictures(tmp_path, content):
     path = tmp_path / "x.png"
     path.write_bytes(content)
     with pytest.raises(UserError, match="x.png"):
-        read_image(path)
+        read_image(path, None)
     with pytest.raises(UserError, match="x.png"):
         read_label(path, (6, 8), CLASSES, VOID)
 
@@ -70,13 +70,13 @@ def test_broken_pictures(tmp_path, content):
 def test_gray_alpha_and_palette_images_become_rgb(tmp_path, mode):
     picture = Image.new("RGB", (8, 6), (204, 204, 204)).convert(mode)  # 204: in PIL's web palette
     picture.save(tmp_path / "i.png")
-    image = read_image(tmp_path / "i.png")
+    image = read_image(tmp_path / "i.png", None)
     assert image.shape == (6, 8, 3) and (image == 204).all()
 
 
 def test_channel_order_is_rgb(tmp_path):
     Image.new("RGB", (8, 6), (10, 20, 30)).save(tmp_path / "i.png")
-    assert read_image(tmp_path / "i.png")[0, 0].tolist() == [10, 20, 30]
+    assert read_image(tmp_path / "i.png", None)[0, 0].tolist() == [10, 20, 30]
 
 
 @pytest.fixture

@@ -196,15 +196,18 @@ def test_pictures_of_10_and_12_bits(tmp_path):
     bright = np.full((4, 5, 3), 4095, np.uint16)
     cv2.imwrite(str(tmp_path / "a.png"), bright)
     with pytest.raises(UserError, match="a.png has 16 bits and no value above 4095; set DATA.image_max"):
-        read_image(tmp_path / "a.png")
+        read_image(tmp_path / "a.png", None)
     assert (read_image(tmp_path / "a.png", 4095) == 255).all()
     cv2.imwrite(str(tmp_path / "b.png"), bright * 16)
-    assert (read_image(tmp_path / "b.png") == 255).all()  # 16 bits, all used
+    assert (read_image(tmp_path / "b.png", None) == 255).all()  # 16 bits, all used
 
 
 def test_pictures_of_floats_are_refused(tmp_path):
     Image.fromarray(np.zeros((4, 5), np.float32)).save(tmp_path / "a.tif")
+    check_labels([tmp_path / "a.tif"], ["a", "b"], np.zeros((256, 3), np.uint8), 255)  # leaves it to read_label
+    with pytest.raises(UserError, match="a.tif is a F picture"):
+        read_label(tmp_path / "a.tif", (4, 5), 2, 255)
     with pytest.raises(UserError, match="a.tif cannot be decoded"):
-        read_image(tmp_path / "a.tif")
+        read_image(tmp_path / "a.tif", None)
     save_palette(LABEL, tmp_path / "p.png")
-    assert read_image(tmp_path / "p.png").shape == (2, 3, 3)
+    assert read_image(tmp_path / "p.png", None).shape == (2, 3, 3)

@@ -79,7 +79,11 @@ def test_animals_made_smaller(tmp_path):
     for kind, suffix in (("image", "jpg"), ("label", "png")):
         with Image.open(out / kind / f"2007_000001.{suffix}") as picture:
             assert picture.size == (1, 1)
+    (out / "list" / "own.txt").write_text("a list of the user's")
     one_error(python(*command), "--longer-side made")
+    one_error(python(*command, "--longer-side", "-1"), "no size in pixels")
+    assert python(*command, "--longer-side", "1").returncode == 0
+    assert len(list((out / "list").iterdir())) == 5  # neither an error nor a run costs lists that are not its own
 
 
 def test_animals_lists_that_are_committed():

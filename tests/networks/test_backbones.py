@@ -92,7 +92,7 @@ def test_batchnorm_over_processes_keeps_its_activation():
 def test_shares_of_the_gradient_count_every_map(name):
     """layer4 of a transformer is not made of its layer3: a term on it has a share nevertheless."""
     net = pspnet(name)
-    shares = GradientShares(net)
+    shares = GradientShares(net, [])
     with shares:
         out = net(torch.randn(1, 3, 33, 33))
     found = shares.of({"layer4": out.features["layer4"].square().sum(), "aux": 0 * out.aux.sum()})

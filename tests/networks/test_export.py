@@ -79,12 +79,14 @@ def test_onnx(export, tiny, script, options):
         assert small.run(None, {"image": image})[0].shape == logits.shape
 
 
-def test_state_dict_is_a_checkpoint_of_the_student_alone(export, tiny, script):
+def test_state_dict_is_a_checkpoint_of_the_student_alone(export, tiny, script, fails):
     assert script(*export, "--to", "state_dict").status == 0
     state, whole = checkpoint.network_state(tiny.out / "student.file", "student"), tiny_pspnet().state_dict()
     assert set(state) == {key for key in whole if not key.startswith("aux.")}
     assert all(torch.equal(value, whole[key]) for key, value in state.items())
-    assert script("test_18.py", "--config", tiny.path, "TEST.model_path", tiny.out / "student.file").status == 0
+    test = ["test_18.py", "--config", tiny.path, "TEST.model_path", tiny.out / "student.file"]
+    assert script(*test).status == 0
+    assert "was trained with DATA.mean" in fails(*test, "DATA.mean", "[0.0, 0.0, 0.0]")
 
 
 def test_nothing_is_written_that_disagrees(export, tiny, fails, monkeypatch):
@@ -110,5 +112,7 @@ def test_mistakes(export, fails, monkeypatch):
     assert "TEST.split test has no labels" in fails(*export, "--to", "onnx", "--int8", "TEST.split", "test")
     assert "does not hold a PSPNet-50" in fails(*export, "--to", "state_dict", "TRAIN.layers", "50")
     assert "--to" in fails(*export)
+    distil = ["DISTILL.teacher_path", "t.pth", "TEST.teacher", "True"]
+    assert "only TEST.model_path" in fails(*export, "--to", "state_dict", *distil)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "requirements-export.txt" in fails(*export, "--to", "onnx")

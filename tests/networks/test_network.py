@@ -84,6 +84,11 @@ def test_a_std_of_pixels_from_0_to_1_is_warned_of(tiny, script, caplog):
     assert "is for pixels of 0 to 1" in caplog.text
 
 
+def test_a_normalisation_of_another_form_is_no_statement_of_ours(tiny, tmp_path):
+    torch.save({"state_dict": tiny_pspnet().state_dict(), "normalisation": {"mean": 0.5}}, tmp_path / "n.pth")
+    assert network.load(str(tmp_path / "n.pth"), 18, CLASSES, data=tiny.load().data).classes == CLASSES
+
+
 def test_numpy_numbers_in_a_checkpoint_are_read(tiny, tmp_path):
     """Other projects save scores and epochs as NumPy scalars, which weights_only refuses by default."""
     state = tiny_pspnet().state_dict()

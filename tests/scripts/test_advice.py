@@ -71,13 +71,16 @@ def test_other_settings_start_anew_elsewhere(tiny, walk, script):
     walk("train_18.py", ["TRAIN.base_lr", "0.1", "TRAIN.resume", path], "TRAIN.resume auto", remedy)
 
 
-def test_a_full_disk_goes_on_elsewhere(tiny, script):
+def test_a_full_disk_goes_on_elsewhere(tiny, script, caplog):
     """checkpoint.save's advice; the disk itself is filled by tests/faults.py."""
     run = ["--config", tiny.path, "TRAIN.epochs", "2"]
     assert script("train_18.py", *run, "TRAIN.keep", "2").status == 0
     newest = tiny.out / "model" / "train_epoch_1.pth"
     options = ["TRAIN.save_path", tiny.out / "other", "TRAIN.resume", newest]
-    assert script("train_18.py", *run, *options).status == 0
+    with caplog.at_level("INFO"):
+        for _ in range(2):  # the same command again goes on from its own checkpoints
+            assert script("train_18.py", *run, *options).status == 0
+    assert "holds a finished run" in caplog.text
     first, second = (torch.load(tiny.out / name / "train_epoch_2.pth") for name in ("model", "other"))
     assert all(torch.equal(a, second["state_dict"][key]) for key, a in first["state_dict"].items())
 

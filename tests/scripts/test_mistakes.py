@@ -16,8 +16,9 @@ def test_help(script):
         assert words in result.out
 
 
-def test_teacher_that_is_not_there_says_which_command_makes_it(tiny, fails):
-    line = fails("train_50_18.py", "--config", tiny.path, "DISTILL.teacher_path", "gone.pth")
+@pytest.mark.parametrize("path", ["gone.pth", "[gone.pth]"])
+def test_teacher_that_is_not_there_says_which_command_makes_it(tiny, fails, path):
+    line = fails("train_50_18.py", "--config", tiny.path, "DISTILL.teacher_path", path)
     assert "gone.pth" in line and "train_50.py" in line
 
 
@@ -57,6 +58,9 @@ def test_bad_label_stops_with_its_name_and_value(tiny, fails, workers):
         (["TRAIN.weight", "gone.pth"], ["gone.pth"]),
         (["TRAIN.resume", "gone.pth"], ["gone.pth"]),
         (["TRAIN.pretrained", "gone.pth"], ["gone.pth"]),
+        (["DISTILL.teacher_path", "t.pth"], ["DISTILL", "train_50_18.py"]),
+        (["DISTILL.teacher_path", "t.pth", "DISTILL.precision", "tf32"], ["fp32 and tf32"]),
+        (["DATA.label_map", "{'300 0 0': 0}"], ["DATA.label_map", "300 0 0"]),
         (["TRAIN.save_path", "/proc/none"], ["/proc/none", "TRAIN.save_path"]),
         (["TRAIN.base_lr", "1e20"], ["not finite", "ce", "TRAIN.base_lr"]),
     ],

@@ -23,7 +23,10 @@ def model(tiny):
 @pytest.mark.parametrize("name", ["train_18.py", "train_50_18.py"])
 def test_training(tiny, command, script, name):
     before = files(tiny.out)
-    result = script(name, "--check", *command(tiny.out / "run"), "TRAIN.workers", "1")
+    keys = command(tiny.out / "run")
+    if name == "train_18.py":
+        keys = [word for pair in zip(keys[::2], keys[1::2], strict=True) if "DISTILL" not in pair[0] for word in pair]
+    result = script(name, "--check", *keys, "TRAIN.workers", "1")
     assert result.status == 0 and result.err == "", result.err
     assert files(tiny.out) == before
     for words in (r"train.txt: 8 images are whole", r"val.txt: 3 images are whole", r"car +[\d,]+ pixels +\d+\.\d\d %",

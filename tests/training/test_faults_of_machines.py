@@ -33,7 +33,7 @@ def test_a_workers_death_is_not_taken_for_a_damaged_file(tiny, monkeypatch, insi
             raise RuntimeError("unexpected pos 458176 vs 458072")  # noqa: B904
 
     calls = {
-        "image": ("PIL.Image.open", die, lambda: decode.read_image(tiny.root / "val0.jpg")),
+        "image": ("PIL.Image.open", die, lambda: decode.read_image(tiny.root / "val0.jpg", None)),
         "label": ("numpy.asarray", die, lambda: decode.read_label(tiny.root / "val0.png", (40, 56), 4, 255)),
         "checkpoint": ("torch.load", die, lambda: checkpoint.read(tiny.out / "x.pth")),
         "save": ("torch.save", write, lambda: checkpoint.save({}, tiny.out / "y.pth")),

@@ -99,6 +99,12 @@ def test_other_pairs(layers, stem, student, distil):
     assert history[0].keys() >= {"fitnet_layer1", "cwd_layer4", "at_feature", "share_fitnet_layer1"}
 
 
+def test_a_hint_without_an_adapter_has_its_share(distil):
+    """Shares are taken at layer2 then: nothing of `at` on it reaches layer3."""
+    result, history = distil("  hints: [{layer: layer2, loss: at, weight: 100}]\n")
+    assert result.status == 0 and history[0]["share_at_layer2"] > 0.01, history
+
+
 def test_layers_of_different_grids_and_a_teacher_of_another_precision(distil):
     hints = (
         "  precision: bf16\n"

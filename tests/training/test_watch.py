@@ -14,6 +14,7 @@ from util import checkpoint
 from util.data.batch import Batch
 from util.data.lists import scored_list
 from util.errors import UserError
+from util.evaluate import predict
 from util.keys import Schedule
 from util.train.step import Weights
 from util.train.teacher import Teacher
@@ -91,6 +92,17 @@ def test_a_teacher_that_is_no_better_than_chance_is_said(tiny, caplog, order, wa
         Teacher(cfg, Oracle(order)).check(cfg, scored_list(cfg.data.val_list, "DATA.val_list", cfg.data))
     assert "the teacher on 3 val images: mIoU" in caplog.text
     assert ("no better than chance" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("pixels", [0, 9])
+def test_val_images_of_one_class_say_nothing_of_chance(tiny, caplog, monkeypatch, pixels):
+    matrix = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
+    matrix[0, 0] = pixels
+    monkeypatch.setattr(predict, "validate", lambda *_: matrix)
+    cfg = tiny.load("DISTILL.teacher_path", "t.pth", "DISTILL.check_images", "3")
+    with caplog.at_level("INFO"):
+        Teacher(cfg, Oracle(range(CLASSES))).check(cfg, scored_list(cfg.data.val_list, "DATA.val_list", cfg.data))
+    assert "on 3 val images" in caplog.text and "chance" not in caplog.text
 
 
 def test_the_teacher_is_scored_on_the_first_epochs_crops(tiny, caplog):

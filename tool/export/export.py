@@ -83,7 +83,8 @@ def mean_iou(net: torch.nn.Module, pairs: list[Pair], cfg: config.Config) -> flo
 
 def export_state_dict(cfg: config.Config, path: Path) -> None:
     net, names, buffer = load(cfg), read_names(cfg.data), io.BytesIO()
-    torch.save({"state_dict": net.state_dict(), "layers": net.layers, "stem": net.stem, "classes": names}, buffer)
+    content = {"state_dict": net.state_dict(), "layers": net.layers, "stem": net.stem, "classes": names}
+    torch.save({**content, "normalisation": {"mean": cfg.data.mean, "std": cfg.data.std}}, buffer)
     write(path, buffer.getvalue())
 
 
@@ -141,6 +142,8 @@ def main() -> None:
         if min(arguments.images, arguments.calibrate) < 1:
             raise UserError("--images and --calibrate must be 1 or more")
         cfg = config.load(arguments.config, arguments.overrides)
+        if cfg.test.teacher:
+            raise UserError("TEST.teacher: only TEST.model_path can be exported; set TEST.teacher to False")
         if arguments.int8 and cfg.test.split == "test":
             raise UserError("--int8 measures mIoU, but TEST.split test has no labels; set it to val")
         checkpoint = Path(cfg.test.model_path)

@@ -137,7 +137,8 @@ def graph_inputs(pairs: list[Pair], cfg: Config, normalize: bool) -> Iterator[np
     """The images at scale 1 as the graph takes them, (1, 3, h, w) float32: RGB if it normalises."""
     normalized = Normalize(cfg.data, distributed.device())
     for pair in pairs:
-        image = torch.from_numpy(resize(read_image(pair.image).astype(np.float32), 1.0, cfg.test.base_size))
+        picture = read_image(pair.image, cfg.data.image_max).astype(np.float32)
+        image = torch.from_numpy(resize(picture, 1.0, cfg.test.base_size))
         image = image[None].permute(0, 3, 1, 2) if normalize else normalized(image[None]).cpu()
         yield image.contiguous().numpy()
 

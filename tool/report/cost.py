@@ -16,7 +16,8 @@ from util.evaluate.protocol import resize
 
 def input_size(first: Run, image: Path) -> tuple[int, int]:
     """(height, width) at which `image` is tested at scale 1."""
-    return resize(read_image(image).astype("float32"), 1.0, first.metrics["protocol"]["base_size"]).shape[:2]
+    picture = read_image(image, first.data.image_max).astype("float32")
+    return resize(picture, 1.0, first.metrics["protocol"]["base_size"]).shape[:2]
 
 
 def measure(runs: list[Run], size: tuple[int, int], repeats: int) -> list[dict[str, Any] | None]:

@@ -10,6 +10,7 @@ from PIL import Image
 from util.config import Config
 from util.data.lists import read_colors, read_names, read_pair, scored_list
 from util.evaluate.outputs import output_names
+from util.evaluate.testing import read_map
 
 SCENES = 6
 WIDTH = 240  # of a panel, in pixels
@@ -48,8 +49,7 @@ def comparison(cfg: Config, results: dict[str, Path], folder: Path) -> None:
         image, label = read_pair(pairs[index], cfg.data, cfg.train.ignore_label)
         panels = [image, colors[label]]
         for result in results.values():
-            with Image.open(result / "gray" / f"{maps[index]}.png") as picture:
-                panels.append(colors[np.asarray(picture)])
+            panels.append(colors[read_map(result / "gray", maps[index], label.shape, cfg.data.classes)])
         height = round(image.shape[0] * WIDTH / image.shape[1])
         panels = [cv2.resize(p, (WIDTH, height), interpolation=cv2.INTER_NEAREST) for p in panels]
         panels = [cv2.copyMakeBorder(p, 0, GAP, 0, GAP, cv2.BORDER_CONSTANT, value=(255,) * 3) for p in panels]

@@ -83,7 +83,8 @@ def read(folder: Path) -> Run:
     if missing:
         raise UserError(f"{path} is of an older test, without {missing[0]}; test again (TEST.has_prediction True)")
     try:  # entries of keys that no longer exist are skipped
-        data = Data(**{key: value for key, value in metrics["data"].items() if key in Data.model_fields})
+        known = {key: value for key, value in metrics["data"].items() if key in Data.model_fields}
+        data = Data.model_validate_json(json.dumps(known))  # which knows that JSON's keys are text, of label_map, too
     except (ValidationError, AttributeError):
         raise UserError(f"{path}: its `data` is not the DATA section of a config; test that network again") from None
     curves = folder / "model" / "metrics.jsonl"
@@ -161,7 +162,7 @@ def pairs_of(run: Run) -> list[Pair]:
 
 def read_scene(runs: list[Run], pair: Pair, name: str) -> tuple[Image, Image, list[Image]]:
     """-> image (H, W, 3), label (H, W), each run's class map (H, W)."""
-    image, classes = read_image(pair.image), runs[0].data.classes
+    image, classes = read_image(pair.image, runs[0].data.image_max), runs[0].data.classes
     shape = image.shape[:2]
     label = read_label(pair.label, shape, classes, runs[0].metrics["ignore_label"], runs[0].data.label_map)
     return image, label, [read_map(run.folder / "result" / "gray", name, shape, classes) for run in runs]

@@ -102,8 +102,8 @@ def summarise(
 def _notes(runs: list[Run], costs: list[dict | None]) -> list[str]:
     """Warnings to the reader of the report."""
     notes = []
-    values = {key: {str(run.metrics["protocol"][key]) for run in runs} for key in runs[0].metrics["protocol"]}
-    unused = {"checkpoint", "list", *(["crop"] if values["mode"] == {"whole"} else [])}
+    values = {key: {str(run.metrics["protocol"].get(key)) for run in runs} for key in runs[0].metrics["protocol"]}
+    unused = {"checkpoint", "list", "teacher", *(["crop"] if values["mode"] == {"whole"} else [])}
     differing = [key for key, found in values.items() if len(found) > 1 and key not in unused]
     if differing:
         notes.append(f"The runs were tested under different protocols: {', '.join(differing)} differ.")

@@ -65,7 +65,7 @@ def _open(what: str, path: Path) -> tuple[bytes, Image.Image]:
     return data, picture
 
 
-def read_image(path: Path, image_max: int | None = None) -> NDArray[np.uint8]:
+def read_image(path: Path, image_max: int | None) -> NDArray[np.uint8]:
     """(H, W, 3) RGB; gray, alpha, CMYK and 16-bit pictures become 8-bit RGB.
 
     image_max: the value of a 16-bit picture that becomes 255 (DATA.image_max); else 65535. EXIF

@@ -56,7 +56,7 @@ def check_labels(paths: Sequence[Path], names: Sequence[str], colors: NDArray[np
         try:
             picture = Image.open(io.BytesIO(path.read_bytes()))
             values = np.flatnonzero(np.bincount(np.asarray(picture).ravel(), minlength=256)[:256])
-        except (OSError, ValueError, SyntaxError):
+        except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
             continue  # reading it in training says what is wrong
         seen |= set(values.tolist())
         if picture.mode != "P":

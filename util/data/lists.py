@@ -59,7 +59,7 @@ def read_list(path: str, key: str, root: str, labelled: bool = True, once: bool 
     for folder, names in where.items():  # one listing a folder: 20,000 look-ups are slow over a network
         try:
             present = {entry.name for entry in folder.iterdir()}
-        except OSError:  # no folder, or not ours to read
+        except (OSError, ValueError):  # no folder, not ours to read, or no name of one
             present = set()
         for name, number in names.items():
             if name not in present:

@@ -7,6 +7,8 @@ from util import distributed
 from util.config import Config
 from util.errors import UserError
 
+MUST_AGREE = ("list", "images", "mode", "scales", "flip", "base_size")  # of the tests' protocols
+
 
 def compare(cfg: Config) -> None:
     """Print teacher, student alone and distilled side by side, and a verdict."""
@@ -24,11 +26,17 @@ def compare(cfg: Config) -> None:
         return
     try:
         runs = {name: json.loads(Path(path).read_text()) for name, path in files.items()}
-    except ValueError:
-        raise UserError(f"one of {', '.join(files.values())} is no JSON; test that network again") from None
+        rows = [[name, *(100 * m[key] for key in ("mIoU", "mAcc", "allAcc"))] for name, m in runs.items()]
+        protocols = [{"images": m["images"]} | m["protocol"] for m in runs.values()]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"one of {', '.join(files.values())} holds no scores; test that network again") from None
     print(f"\n{'':14}  mIoU %  mAcc %   acc %")
-    for name, m in runs.items():
-        print(f"{name:14}  {100 * m['mIoU']:6.2f}  {100 * m['mAcc']:6.2f}  {100 * m['allAcc']:6.2f}")
+    for name, *scores in rows:
+        print(f"{name:14}  {scores[0]:6.2f}  {scores[1]:6.2f}  {scores[2]:6.2f}")
+    for key in MUST_AGREE:
+        if len({str(protocol.get(key)) for protocol in protocols}) > 1:
+            print(f"Not comparable: {key} is {', '.join(str(protocol.get(key)) for protocol in protocols)}.")
+            return
     print(verdict(*(m["mIoU"] for m in runs.values())))
 
 

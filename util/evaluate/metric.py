@@ -71,7 +71,6 @@ class EpochMetrics:
         self.first_nonfinite_step = torch.full((len(self.names),), NO_STEP, device=self.device)
         self.matrix = torch.zeros(self.classes, self.classes, dtype=torch.int64, device=self.device)
         self.shares: dict[str, float] = {}
-        self.positions = 0  # of the labels' grid, that the matrix is of
 
     def add(
         self, terms: Mapping[str, Tensor], total: Tensor, share: float, logits: Tensor, label: Tensor, step: int
@@ -81,7 +80,6 @@ class EpochMetrics:
         self.sums += values * share
         later = self.first_nonfinite_step.clamp(max=step + 1)
         self.first_nonfinite_step = torch.where(values.isfinite(), self.first_nonfinite_step, later)
-        self.positions += label.numel()
         self.matrix += confusion_matrix(logits.detach().argmax(1), label, self.classes)
 
     def means(self, where: str) -> dict[str, float]:

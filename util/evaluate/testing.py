@@ -56,7 +56,6 @@ def test(cfg: Config) -> None:
     if cfg.check:
         check_only(cfg, pairs, maps)
         return
-    distributed.allow_tf32(t.precision)
     matrix = _score_existing(pairs, maps, cfg) if t.has_prediction else _predict(pairs, maps, cfg)
     if t.split == "test" or not distributed.is_main():
         return
@@ -83,6 +82,7 @@ def map_paths(folder: Path, names: list[str]) -> list[Path]:
 
 def predictor_of(cfg: Config) -> predict.Predictor:
     """The network of TEST.model_path, or DISTILL's teacher (TEST.teacher), frozen, under TEST's protocol."""
+    distributed.allow_tf32(cfg.test.precision)
     if cfg.test.teacher:
         distill = cfg.distill.model_copy(update={"precision": cfg.test.precision})
         net = load.load(cfg.model_copy(update={"distill": distill}))

@@ -15,7 +15,8 @@ __all__ = ["Config", "Data", "Distill", "Hint", "Schedule", "Test", "Train"]
 
 Size = Annotated[int, Field(ge=9, le=32766)]  # pixels a side; OpenCV's warps end at 32767
 Scale = Annotated[float, Field(ge=0.01, le=100)]
-LabelSource = int | Annotated[str, Field(pattern=r"^(other|\d{1,3} \d{1,3} \d{1,3})$")]  # value, or colour
+_BYTE = r"(25[0-5]|2[0-4]\d|[01]?\d?\d)"
+LabelSource = int | Annotated[str, Field(pattern=f"^(other|{_BYTE} {_BYTE} {_BYTE})$")]  # value, or colour
 
 
 class Data(Section):
@@ -93,7 +94,7 @@ class Train(Section):
     save_path: UserPath
     weight: UserPath | None = None
     new_head: bool = False
-    resume: str | None = "auto"
+    resume: UserPath | None = "auto"
     evaluate: bool = False
     patience: Positive | None = None
     gradient_shares: bool = True
@@ -127,8 +128,8 @@ class Train(Section):
 
 
 class Compare(Section):
-    teacher: str
-    student: str
+    teacher: UserPath
+    student: UserPath
 
 
 class Test(Section):
@@ -164,6 +165,8 @@ class Config(Section):
                 f"TRAIN.ignore_label {self.train.ignore_label} is one of the {self.data.classes} classes; "
                 "take a value outside 0 .. DATA.classes - 1 (labels that begin at 1: DATA.label_map)"
             )
+        if self.distill and {self.train.precision, self.distill.precision} == {"fp32", "tf32"}:
+            raise ValueError("TRAIN.precision, DISTILL.precision: fp32 and tf32 go by one switch; take one of them")
         if self.train.evaluate and not self.data.val_list:
             raise ValueError("TRAIN.evaluate needs a DATA.val_list")
         if self.test.teacher and not self.distill:

@@ -120,16 +120,16 @@ def _for_one(cfg: Config, path: str, classes: int) -> Config:
 @torch.no_grad()
 def _probe(net: nn.Module, cfg: Config, path: str) -> None:
     """One crop through a network of another library: that it takes one is seen before the data is read."""
-    crop = (cfg.train.train_h, cfg.train.train_w)
+    crop, resized = (cfg.train.train_h, cfg.train.train_w), ""
     try:
+        resized = f", resized to {'x'.join(map(str, net.size(crop)))} as its own files say"
         scores = net(torch.zeros(1, 3, *crop, device=distributed.device())).logits
     except Exception as error:  # what another library's code raises is its own
         if worker_death(error) or out_of_memory(error):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"DISTILL.teacher_path {path} fails on a crop of {crop[0]}x{crop[1]}, resized to "
-            f"{'x'.join(map(str, net.size(crop)))} as its own files say: {reason:.200}"
+            f"DISTILL.teacher_path {path} fails on a crop of {crop[0]}x{crop[1]}{resized}: {reason:.200}"
         ) from None
     if scores.shape[1] != net.classes:
         raise UserError(f"{path} gives scores of {scores.shape[1]} classes, and names {net.classes}")

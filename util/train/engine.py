@@ -92,8 +92,10 @@ def fit(
     after TRAIN.patience epochs without a better val mIoU. Raises UserError when terms and weights do not match, and
     when a term is no longer finite.
     """
+    if cfg.distill and teacher is None:
+        raise UserError("this script trains without a teacher, and the config has DISTILL; run train_50_18.py")
     weights = Weights(weights, cfg.distill.schedules if cfg.distill else {}, cfg.train.epochs)
-    distributed.allow_tf32(cfg.train.precision)
+    distributed.allow_tf32(cfg.train.precision, cfg.distill and cfg.distill.precision)
     if cfg.check:
         dry_run.training(Run(cfg, model, losses, weights, teacher))
         return
@@ -136,12 +138,12 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
             _stop(run, f"stopped after step {i} of {title}; the same command resumes")
     means = metrics.means(f"step {steps} of {title}")  # also where a resumed epoch lacks only its validation
     schedules = {f"weight_{name}": stepper.weights.at(epoch - 1)[name] for name in stepper.weights.schedules}
-    distributed.all_reduce(metrics.matrix)
+    matrix = distributed.all_reduce(metrics.matrix.clone())
     if epoch == 1 and run.data.labelled:
-        recorder.labels_seen(metrics.matrix, metrics.positions * distributed.world_size())
+        recorder.labels_seen(matrix, steps)
     if run.teacher and run.data.labelled:
         run.teacher.report_crops()
-    scores = _scores("train", metrics.matrix) if run.data.labelled else {}
+    scores = _scores("train", matrix) if run.data.labelled else {}
     return {"epoch": epoch, "lr": metrics.lr, **means, **schedules, **metrics.shares, **scores}
 
 

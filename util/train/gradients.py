@@ -1,6 +1,6 @@
 """Each loss term's share of the gradient at the deepest shared layer, as a help in choosing weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -13,16 +13,18 @@ from model.timm_backbone import TimmBackbone
 class GradientShares:
     """Each weighted term's gradient norm at the output of the student's deepest layer that all terms reach.
 
-    That is layer3, which the auxiliary head reads, or an earlier one that a hint names. While entered, that output is
+    That is layer3, which the auxiliary head reads, or an earlier one that a hint reads. While entered, that output is
     kept; `of` then goes back from the terms to it alone, through the graph that the step builds anyway: no second
     forward pass, no change to BatchNorm's statistics, and DistributedDataParallel's hooks do not run.
 
     A backbone of timm gives maps that need not be made of each other: there it is all its maps together.
     """
 
-    def __init__(self, model: PSPNet | StudentWithAdapters):
-        net, read = (model.net, model.layers.values()) if isinstance(model, StudentWithAdapters) else (model, ())
-        layers = ["layer3", *(layer for layer, _ in read if layer.startswith("layer"))]
+    def __init__(self, model: PSPNet | StudentWithAdapters, names: Iterable[str]):
+        """names: of the terms; a hint's ends in the student's layer."""
+        net = model.net if isinstance(model, StudentWithAdapters) else model
+        read = (name.rpartition("_")[2] for name in names)
+        layers = ["layer3", *(layer for layer in read if layer.startswith("layer"))]
         timm = isinstance(getattr(net, "layer0", None), TimmBackbone)
         self.module = net.layer0 if timm else getattr(net, min(layers))
 

@@ -92,15 +92,17 @@ class Recorder:
             self._pictures(step, net)
         self.writer.flush()
 
-    def labels_seen(self, matrix: torch.Tensor, positions: int) -> None:
+    def labels_seen(self, matrix: torch.Tensor, steps: int) -> None:
         """Warn, after the first epoch, of classes without a pixel and of labels that are nearly all void."""
+        train = self.cfg.train
+        positions = steps * train.batch_size * ((train.train_h - 1) // 8 + 1) * ((train.train_w - 1) // 8 + 1)
         pixels = matrix.sum(1).tolist()
         if absent := [name for name, count in zip(self.names, pixels, strict=True) if not count]:
             self.log.warning(f"warning: in no label of this epoch's crops: {', '.join(absent)}")
         if sum(pixels) < NEARLY_VOID * positions:
             self.log.warning(
                 f"warning: {100 - 100 * sum(pixels) / positions:.1f} % of this epoch's crops is void "
-                f"(TRAIN.ignore_label {self.cfg.train.ignore_label}) or padding; DATA.label_map renames values"
+                f"(TRAIN.ignore_label {train.ignore_label}) or padding; DATA.label_map renames values"
             )
 
     def _pictures(self, step: int, net: nn.Module) -> None:
@@ -109,12 +111,12 @@ class Recorder:
         predictor = predict.Predictor(net, self.cfg, protocol_for_validation(self.cfg), dtype)
         for number, prediction, label in predict.predictions(predictor, self.examples, range(len(self.examples))):
             strip = [
-                read_image(self.examples[number].image),
+                read_image(self.examples[number].image, self.cfg.data.image_max),
                 self.colors[label.numpy()],
                 self.colors[prediction.cpu().numpy()],
             ]
             picture = np.concatenate(strip, 1)
-            width = round(picture.shape[1] * PICTURE_HEIGHT / picture.shape[0])
+            width = max(round(picture.shape[1] * PICTURE_HEIGHT / picture.shape[0]), 1)
             picture = cv2.resize(picture, (width, PICTURE_HEIGHT), interpolation=cv2.INTER_AREA)
             self.writer.add_image(f"val/{number}", picture, step, dataformats="HWC")
 

@@ -85,8 +85,9 @@ class Progress:
         """Take everything from a checkpoint. Raises UserError for one of another network or of other settings."""
         if missing := [key for key in ("step", "settings", "optimizer", *self.modules) if key not in content]:
             raise UserError(f"{path} cannot be resumed: it has no {missing[0]}; {AS_WEIGHT}")
-        then = defaults() | content["settings"]  # a key that the checkpoint does not know had its default
-        changed = {k: f"{k} (was {then.get(k)}, is {v})" for k, v in self.settings.items() if then.get(k) != v}
+        # A key that one of them does not know has its default there.
+        then, now = (defaults() | settings for settings in (content["settings"], self.settings))
+        changed = {k: f"{k} (was {then.get(k)}, is {now.get(k)})" for k in {**now, **then} if then.get(k) != now.get(k)}
         if TRAIN_LIST in changed and set(self.images) < set(content.get("images", ())):
             log.warning(f"warning: {len(content['images']) - len(self.images)} images are no longer in DATA.train_list")
             del changed[TRAIN_LIST]
@@ -159,12 +160,16 @@ def _digest(path: str, key: str) -> str:
 def resume(cfg: Config, model: PSPNet | StudentWithAdapters, optimizer: torch.optim.Optimizer) -> Progress:
     """The run's progress; model and optimizer as TRAIN.resume names them (auto: the newest whole one).
 
+    A file of another folder is where the run begins: once TRAIN.save_path has checkpoints, it goes on from those.
     A checkpoint that is cut short is renamed, with a warning, and the one before it is taken.
     Raises UserError for a checkpoint of another network or of other settings.
     """
     progress = Progress(cfg, model, optimizer)
-    folder, found, content = progress.folder, [cfg.train.resume], None
-    if cfg.train.resume == "auto":
+    folder, asked, content = progress.folder, cfg.train.resume, None
+    if asked and Path(asked).resolve().parent != folder.resolve() and checkpoint.newest_first(folder):
+        asked = "auto"  # the file is where this folder began; it has got further
+    found = [asked]
+    if asked == "auto":
         if distributed.is_main():
             found[0], content = _newest_whole(folder, cfg.check)
         if distributed.world_size() > 1:
@@ -177,7 +182,7 @@ def resume(cfg: Config, model: PSPNet | StudentWithAdapters, optimizer: torch.op
             raise UserError(f"{found[0]} cannot be resumed ({reason:.120}); {AS_WEIGHT}") from None
         log.info("resuming from %s", found[0])
     later = [path for path in checkpoint.numbered(folder) if checkpoint.epoch_of(path) > progress.epoch]
-    if later and cfg.train.resume != "auto":
+    if later and asked != "auto":
         raise UserError(
             f"{later[-1]} is from a later epoch of another run; choose another TRAIN.save_path, or TRAIN.resume auto"
         )

@@ -81,7 +81,7 @@ class Stepper:
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     state[name] = torch.empty_like(parameter).copy_(value)
-        self.gradient_shares = GradientShares(model)
+        self.gradient_shares = GradientShares(model, weights)
         self.model = _distribute(train, model, unused="ce" not in weights)  # heads, where only features are learned
         self.forward = self.model
         self.metrics = EpochMetrics(list(weights), classes, self.device)

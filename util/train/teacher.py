@@ -103,7 +103,7 @@ class Teacher:
         scores = Scores.of(matrix)
         log.info(f"the teacher on {count} val images: {_in_words(scores)}")
         chance = (matrix.sum(1).max() / matrix.sum().clamp(min=1)).item()
-        if scores.allAcc <= chance and distributed.is_main():
+        if scores.allAcc <= chance < 1 and matrix.any() and distributed.is_main():
             log.warning(
                 f"warning: the teacher is no better than chance: naming the most frequent class everywhere has a pixel "
                 f"accuracy of {100 * chance:.2f} %; is {cfg.distill.teacher_path} trained, on these classes in this "
