@@ -17,6 +17,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmark import plan  # noqa: E402
 from benchmark.experiments import scored  # noqa: E402
 from benchmark.record import RunRecord, locked, without_defaults  # noqa: E402
 from benchmark.results import FOLDER  # noqa: E402
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     path = FOLDER / arguments.record
     with errors_in_one_line(), locked(path):
-        record = RunRecord(path)
+        record = RunRecord(path, new=arguments.record in plan.ADDED)
         for folder in arguments.folders:
             made, pixels = entry(arguments.method, folder, arguments.student or arguments.method, arguments.teacher)
             if known := record.find(made["method"], made["seed"]):

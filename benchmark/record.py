@@ -70,14 +70,18 @@ def differences(recorded: Settings, planned: Settings) -> list[str]:
 class RunRecord:
     """The recorded runs of one dataset, in PATH.json, and their pixel counts, in PATH.npz."""
 
-    def __init__(self, path: Path):
-        """Raises UserError where there is no record to continue."""
+    def __init__(self, path: Path, new: bool = False):
+        """new: it may begin here. Raises UserError where there is no record to continue."""
         self.path = path
+        self.content: dict[str, Any] = {"runs": []}
+        self.pixels: dict[str, np.ndarray] = {}
+        if new and not path.with_suffix(".json").exists():
+            return
         if not path.with_suffix(".json").is_file():
             raise UserError(f"{path}.json does not exist; it holds the pace of a step, which equal time follows from")
-        self.content: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+        self.content = json.loads(path.with_suffix(".json").read_text())
         with np.load(path.with_suffix(".npz")) as saved:
-            self.pixels: dict[str, np.ndarray] = dict(saved)
+            self.pixels = dict(saved)
 
     def find(self, method: str, seed: int) -> dict[str, Any] | None:
         return next((e for e in self.content["runs"] if (e["method"], e["seed"]) == (method, seed)), None)

@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from conftest import tiny_pspnet
@@ -13,8 +12,6 @@ from benchmark import add, evidence, record, tables
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(add, "FOLDER", tmp_path)
-    (tmp_path / "animals_short.json").write_text(json.dumps({"runs": []}))
-    np.savez_compressed(tmp_path / "animals_short.npz")
     return tmp_path
 
 
