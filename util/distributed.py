@@ -115,9 +115,12 @@ def processes():
     dist.destroy_process_group()
 
 
-def allow_tf32(*precisions: str | None) -> None:
-    """Let float32 convolutions on CUDA round their inputs to 10 bits if one of `precisions` is tf32, and only then.
+def allow_tf32(precision: str, teacher: str | None = None) -> None:
+    """Let float32 convolutions on CUDA round their inputs to 10 bits if `precision`, or the teacher's, is tf32.
+
+    Matrix products, which the losses have, too, follow `precision` alone.
 
     PyTorch's own default allows it, so that float32 would not mean float32 on Ampere and later.
     """
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = "tf32" in precisions
+    torch.backends.cudnn.allow_tf32 = "tf32" in (precision, teacher)
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"

@@ -30,7 +30,7 @@ def full_size(s: Tensor, t: Tensor, batch: Batch, temperature: float) -> Tensor:
 
 
 def main(cfg: Config) -> None:
-    if cfg.train.zoom_factor != FULL or cfg.distill.teacher_classes:
+    if cfg.train.zoom_factor != FULL or (cfg.distill and cfg.distill.teacher_classes):
         raise UserError("this needs TRAIN.zoom_factor 8 and a teacher of the same classes (no DISTILL.teacher_classes)")
     distil(cfg, full_size)
 

@@ -139,10 +139,6 @@ def test_the_shipped_config_is_one_without_labels():
     assert cfg.data.epoch_list[1] == "DATA.unlabelled_list" and cfg.train.pretrained == "none"
 
 
-def test_training_alone_needs_labels(fails, options):
-    assert "DATA.train_list is empty" in fails("train_18.py", *options)
-
-
 def test_published_weights_teach_by_the_name_imagenet(tiny, options, monkeypatch):
     asked = []
     monkeypatch.setattr(network, "load_pretrained", lambda net, *rest: asked.append((net.layers, net.classes, *rest)))

@@ -55,6 +55,7 @@ def test_your_own_dataset(tmp_path, script, monkeypatch):
 
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[bdmtu]*/README.md")), *sorted(ROOT.glob("model/distill/*.md"))]
+PAGES += [ROOT / "benchmark" / "PROTOCOL.md", ROOT / "benchmark" / "RESULTS.md"]
 FOLDERS = "model|util|tool|config|figure|benchmark|tests|dataset"
 
 

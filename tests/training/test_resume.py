@@ -155,18 +155,6 @@ def test_another_validation_starts_the_best_score_anew(tiny, command, script, ca
     assert content["validation"]["base_size"] == 40 and content["epoch"] == content["best_epoch"] == 2
 
 
-TAKEN_AWAY = {"DATA.label_map": "{0: 0, 1: 1, 2: 2, 3: 3, other: 255}", "DISTILL.schedules": "{kl: {shape: linear}}"}
-
-
-@pytest.mark.parametrize("key", TAKEN_AWAY)
-def test_a_setting_that_is_taken_away_has_changed(tiny, command, fails, script, key):
-    folder = tiny.out / "run"
-    assert script("train_50_18.py", *command(folder, key, TAKEN_AWAY[key])).status == 0
-    (folder / "train_epoch_3.pth").unlink()
-    line = fails("train_50_18.py", *command(folder))
-    assert "was trained with other settings" in line and key in line
-
-
 def test_starting_anew_among_later_checkpoints_is_refused(tiny, command, fails, script):
     folder = tiny.out / "run"
     assert script("train_50_18.py", *command(folder)).status == 0

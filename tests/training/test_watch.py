@@ -1,6 +1,8 @@
 """Schedules, the gap between train and val, patience, and the check of the teacher before the first step."""
 
 import json
+import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from util.data.lists import scored_list
 from util.errors import UserError
 from util.evaluate import predict
 from util.keys import Schedule
+from util.train.record import Recorder
 from util.train.step import Weights
 from util.train.teacher import Teacher
 
@@ -120,3 +123,13 @@ def test_the_teacher_is_scored_on_the_first_epochs_crops(tiny, caplog):
         teacher.report_crops()  # once
     (line,) = (record.message for record in caplog.records)
     assert line == "the teacher on this epoch's crops: mIoU 37.50 %, pixel accuracy 66.67 %"
+
+
+def test_unlabelled_images_are_not_called_void(tiny, caplog):
+    """Two steps of 2 labelled crops, all of whose 5x5 positions have labels, beside 60 unlabelled ones."""
+    keys = "TRAIN.batch_size 2 TRAIN.unlabelled_per_batch 60 DATA.unlabelled_list u.txt DISTILL.teacher_path t.pth"
+    run = SimpleNamespace(cfg=tiny.load(*keys.split()), names="abcd", log=logging.getLogger("train"))
+    Recorder.labels_seen(run, torch.full((4, 4), 100 // 16), 2)
+    assert caplog.text == ""
+    Recorder.labels_seen(run, torch.eye(4), 2)
+    assert "96.0 % of this epoch's crops is void" in caplog.text

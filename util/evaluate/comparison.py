@@ -7,7 +7,7 @@ from util import distributed
 from util.config import Config
 from util.errors import UserError
 
-MUST_AGREE = ("list", "images", "mode", "scales", "flip", "base_size")  # of the tests' protocols
+MUST_AGREE = ("list", "images", "mode", "scales", "flip", "base_size")  # a teacher's windows may be larger
 
 
 def compare(cfg: Config) -> None:
@@ -27,7 +27,10 @@ def compare(cfg: Config) -> None:
     try:
         runs = {name: json.loads(Path(path).read_text()) for name, path in files.items()}
         rows = [[name, *(100 * m[key] for key in ("mIoU", "mAcc", "allAcc"))] for name, m in runs.items()]
-        protocols = [{"images": m["images"]} | m["protocol"] for m in runs.values()]
+        lists = [str(Path(m["protocol"]["list"]).resolve()) for m in runs.values()]
+        protocols = [
+            m["protocol"] | {"images": m["images"], "list": p} for m, p in zip(runs.values(), lists, strict=True)
+        ]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"one of {', '.join(files.values())} holds no scores; test that network again") from None
     print(f"\n{'':14}  mIoU %  mAcc %   acc %")

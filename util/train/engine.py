@@ -48,8 +48,6 @@ class Run:
         self.progress = resume(cfg, model, optimizer)
         cache = teacher.cache if teacher and not cfg.check else None
         self.data = TrainData(cfg.data, cfg.train, self.progress.seed, cache)
-        if teacher is None and not self.data.labelled:
-            raise UserError("DATA.train_list is empty; images without labels teach with a teacher only: train_50_18.py")
         if distributed.is_main():
             if self.data.labelled:
                 check_classes(cfg, [pair.label for pair in self.data.pairs[: self.data.labelled]])

@@ -23,8 +23,7 @@ class GradientShares:
     def __init__(self, model: PSPNet | StudentWithAdapters, names: Iterable[str]):
         """names: of the terms; a hint's ends in the student's layer."""
         net = model.net if isinstance(model, StudentWithAdapters) else model
-        read = (name.rpartition("_")[2] for name in names)
-        layers = ["layer3", *(layer for layer in read if layer.startswith("layer"))]
+        layers = {"layer3"} | ({"layer1", "layer2"} & {name.rpartition("_")[2] for name in names})
         timm = isinstance(getattr(net, "layer0", None), TimmBackbone)
         self.module = net.layer0 if timm else getattr(net, min(layers))
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from model.distill.adapters import StudentWithAdapters
 from model.pspnet import PSPNet
-from util import checkpoint, distributed
+from util import checkpoint, distributed, seeds
 from util.config import Config, defaults
 from util.data.lists import read_text
 from util.errors import UserError
@@ -42,7 +42,7 @@ class Progress:
         self.modules: dict[str, nn.Module] = {"state_dict": model}  # what testing loads is the network alone
         if isinstance(model, StudentWithAdapters):
             self.modules = {"state_dict": model.net, "adapters": model.adapters}
-        self.step, self.best, self.best_epoch, self.seed = 0, -1.0, 0, _seed(cfg.train.manual_seed)
+        self.step, self.best, self.best_epoch, self.seed = 0, -1.0, 0, seeds.of_run(cfg.train.manual_seed)
         self.partial: dict[str, Any] | None = None  # metrics of an epoch whose line is not written yet
         self.settings = _settings(cfg)
         lines = read_text(*cfg.data.epoch_list)
@@ -86,7 +86,7 @@ class Progress:
         if missing := [key for key in ("step", "settings", "optimizer", *self.modules) if key not in content]:
             raise UserError(f"{path} cannot be resumed: it has no {missing[0]}; {AS_WEIGHT}")
         # A key that one of them does not know has its default there.
-        then, now = (defaults() | settings for settings in (content["settings"], self.settings))
+        then, now = (defaults() | settings for settings in (_that_count(content["settings"]), self.settings))
         changed = {k: f"{k} (was {then.get(k)}, is {now.get(k)})" for k in {**now, **then} if then.get(k) != now.get(k)}
         if TRAIN_LIST in changed and set(self.images) < set(content.get("images", ())):
             log.warning(f"warning: {len(content['images']) - len(self.images)} images are no longer in DATA.train_list")
@@ -148,6 +148,13 @@ def _settings(cfg: Config) -> dict[str, Any]:
     return flat
 
 
+def _that_count(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of a checkpoint's settings, without keys that are retired or that may change by now."""
+    free = {f"{section}.{key}" for section, keys in MAY_CHANGE_ON_RESUME.items() for key in keys}
+    counted = defaults().keys() - free
+    return {key: value for key, value in settings.items() if " " in key or ".".join(key.split(".")[:2]) in counted}
+
+
 def _precision(name: str) -> str:
     return name if name == "tf32" else str(distributed.precision(name)).removeprefix("torch.")
 
@@ -165,15 +172,11 @@ def resume(cfg: Config, model: PSPNet | StudentWithAdapters, optimizer: torch.op
     Raises UserError for a checkpoint of another network or of other settings.
     """
     progress = Progress(cfg, model, optimizer)
-    folder, asked, content = progress.folder, cfg.train.resume, None
-    if asked and Path(asked).resolve().parent != folder.resolve() and checkpoint.newest_first(folder):
-        asked = "auto"  # the file is where this folder began; it has got further
-    found = [asked]
-    if asked == "auto":
-        if distributed.is_main():
-            found[0], content = _newest_whole(folder, cfg.check)
-        if distributed.world_size() > 1:
-            dist.broadcast_object_list(found)
+    folder, asked, found, content = progress.folder, cfg.train.resume, [None], None
+    if distributed.is_main():
+        found[0], content = _begin(asked, folder, cfg.check)
+    if distributed.world_size() > 1:
+        dist.broadcast_object_list(found)
     if found[0]:
         try:
             progress.load(content or checkpoint.read(found[0]), Path(found[0]))
@@ -187,6 +190,15 @@ def resume(cfg: Config, model: PSPNet | StudentWithAdapters, optimizer: torch.op
             f"{later[-1]} is from a later epoch of another run; choose another TRAIN.save_path, or TRAIN.resume auto"
         )
     return progress
+
+
+def _begin(asked: str | None, folder: Path, check: bool) -> tuple[str | None, dict[str, Any] | None]:
+    """The path of the checkpoint to begin from, and its content if that was read."""
+    elsewhere = asked and asked != "auto" and Path(asked).absolute().parent != folder.absolute()
+    if elsewhere and checkpoint.newest_first(folder):
+        log.warning(f"warning: {folder} has checkpoints of its own and goes on from them, not from {asked}")
+        asked = "auto"
+    return _newest_whole(folder, check) if asked == "auto" else (asked, None)
 
 
 def _newest_whole(folder: Path, check: bool) -> tuple[str | None, dict[str, Any] | None]:
@@ -203,11 +215,3 @@ def _newest_whole(folder: Path, check: bool) -> tuple[str | None, dict[str, Any]
     if paths:  # util/network.py has not read the pretrained weights, since there was a checkpoint
         raise UserError(f"no checkpoint in {folder} is whole; all are renamed; the same command now starts anew")
     return None, None
-
-
-def _seed(manual_seed: int | None) -> int:
-    """TRAIN.manual_seed, or one drawn by the first process for all."""
-    drawn = [manual_seed if manual_seed is not None else torch.seed() % 2**31]
-    if distributed.world_size() > 1:
-        dist.broadcast_object_list(drawn)
-    return drawn[0]
