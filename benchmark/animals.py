@@ -16,6 +16,10 @@ HELD_OUT = 5  # every fifth of the training images is held out of tuning
 BASE_LRS, HEADS = (0.0007, 0.002, 0.006), (2, 10)
 RATES = {(r, h): {"TRAIN.base_lr": r, "TRAIN.head_lr_factor": h} for r in BASE_LRS for h in HEADS}
 TEACHER_RATES = ((0.0007, 10), (0.002, 2), (0.002, 10))
+EPOCHS = {"pspnet50": 45, "pspnet18": 30, "pspnet50_18": 30}
+# Of every run, before its own: what the plan was written for.
+PLANNED = {"TRAIN.optimizer": "sgd", "TRAIN.weight_decay": 1e-4, "TRAIN.batch_size": 16}
+PLANNED |= {"DATA.unlabelled_list": "", PER_BATCH: 0}
 COMPILED = 1.48  # steps of the student alone in the time of a distilled one: results/step-h100.json
 OTHER_TEACHER = "teacher, other images"
 TEMPERATURE = "DISTILL.temperature"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.animals import PER_BATCH, SEEDS, TUNING_SEED, Score, image_lists, ordered, scores_of
-from benchmark.experiments import ROOT, Experiments, config_epochs
+from benchmark.animals import EPOCHS, PER_BATCH, PLANNED, SEEDS, TUNING_SEED, Score, image_lists, ordered, scores_of
+from benchmark.experiments import ROOT, Experiments
 from benchmark.plan import Overrides, Task
 from benchmark.record import RunRecord, Settings
 from util import files
@@ -59,7 +59,7 @@ class Animals(Experiments):
     ):
         """Raises UserError for a `pretrained` without those files or without words for them."""
         self.dataset, self.out, self.records = "animals", out.resolve(), records
-        self.data_root, self.epochs = data_root or "dataset/animals", config_epochs("animals")
+        self.data_root, self.epochs = data_root or "dataset/animals", EPOCHS
         self.pretrained, self.weights = pretrained and pretrained.resolve(), weights
         self.planned: tuple[Score | None, list[Task]] = None, []
         if bool(pretrained) != bool(weights):
@@ -85,7 +85,7 @@ class Animals(Experiments):
     def data(self, task: Task) -> Overrides:
         lists = self.out / "list"
         scored = lists / ("held_out.txt" if task.images == "tune" else "val.txt")
-        keys = {"DATA.data_root": self.data_root, "DATA.train_list": lists / f"{task.images or 'train'}.txt"}
+        keys = {**PLANNED, "DATA.data_root": self.data_root, "DATA.train_list": lists / f"{task.images or 'train'}.txt"}
         keys |= {"DATA.val_list": scored, "TEST.test_list": scored, "TRAIN.gradient_shares": False}
         keys |= {"TRAIN.save_freq": 1000}  # a run takes seconds to minutes: only its end, and what a signal stops
         if PER_BATCH in task.overrides:

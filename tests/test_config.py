@@ -23,8 +23,10 @@ def test_shipped_configs_load(path):
         teacher, student = (config.load(path.with_name(f"{dataset}_{name}.yaml")) for name in ("pspnet50", "pspnet18"))
         assert cfg.distill.teacher_path == teacher.test.model_path
         assert cfg.test.compare.teacher == f"{teacher.test.save_folder}/metrics.json"
-        same = {"save_path"}
-        assert cfg.train.model_dump(exclude=same) == student.train.model_dump(exclude=same)
+        may_differ = {"save_path", "epochs", "batch_size", "unlabelled_per_batch"}
+        assert cfg.train.model_dump(exclude=may_differ) == student.train.model_dump(exclude=may_differ)
+        assert cfg.train.images_per_step == student.train.images_per_step  # and as many steps:
+        assert cfg.train.epochs / cfg.train.batch_size == student.train.epochs / student.train.batch_size
 
 
 def test_all_are_found():

@@ -95,7 +95,7 @@ def prepare(source: Path, out: Path, split: Path, longer_side: int | None = None
         raise UserError(f"{out / 'image'} holds images that --longer-side made; remove it, or name that size again")
     for folder in ("label", "list"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    for name in (*lists, "unlabelled"):  # what they list may have been made from another source
+    for name in (*lists, "others", "unlabelled"):  # what they list may have been made from another source
         (out / "list" / f"{name}.txt").unlink(missing_ok=True)
     if link:
         (out / "image").unlink()
@@ -106,7 +106,10 @@ def prepare(source: Path, out: Path, split: Path, longer_side: int | None = None
     remap(source, out, sorted(names), longer_side)
     lines = {name: [f"image/{n}.jpg label/{n}.png" for n in entries] for name, entries in lists.items()}
     labelled = set(lists["train"])
-    lines["unlabelled"] = [f"image/{n}.jpg" for n in lists["train_aug"] if n not in labelled]
+    lines["others"] = [
+        line for line, n in zip(lines["train_aug"], lists["train_aug"], strict=True) if n not in labelled
+    ]
+    lines["unlabelled"] = [line.split()[0] for line in lines["others"]]
     for name, entries in lines.items():  # last: whoever finds a list finds all that it names
         replace_text(out / "list" / f"{name}.txt", "".join(f"{entry}\n" for entry in entries))
         print(f"{out / 'list' / name}.txt: {len(entries)} images")

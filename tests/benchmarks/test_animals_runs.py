@@ -66,9 +66,7 @@ def tiny_plan(monkeypatch, tmp_path):
         monkeypatch.setattr(animals, name, value)
     monkeypatch.setattr(animals_runs, "SEEDS", (10,))
     monkeypatch.setattr(animals_runs, "image_lists", lambda _: lists)
-    monkeypatch.setattr(
-        animals_runs, "config_epochs", lambda _: dict.fromkeys(("pspnet50", "pspnet18", "pspnet50_18"), 1)
-    )
+    monkeypatch.setattr(animals_runs, "EPOCHS", dict.fromkeys(animals_runs.EPOCHS, 1))
     small = dict(zip(SMALL[::2], SMALL[1::2], strict=True))
     monkeypatch.setattr(animals_runs.Animals, "data", lambda self, task: {**of_data(self, task), **small})
     monkeypatch.setattr(results, "FOLDER", tmp_path)
