@@ -23,6 +23,10 @@ ADDED: Mapping[str, tuple[Sequence[int], Sequence[tuple[str, str]]]] = {
     "animals_small": ((10, 11, 12), ()),
     "animals_small_tuning": ((0,), ()),
     "animals_deeplab": ((0, 10, 11, 12), DEEPLAB_PAIRS),
+    "animals_unlabelled": (
+        (0, 10, 13, 14, 15, 16, 17),
+        (("kl, unlabelled", "default, unlabelled"),),
+    ),  # two of a teacher
 }
 UNLABELLED_SEEDS = {"camvid": (), "shapes": (0,)}
 SHAPES_LABELS = 400
