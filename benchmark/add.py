@@ -14,16 +14,15 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmark import plan  # noqa: E402
-from benchmark.experiments import scored  # noqa: E402
-from benchmark.record import RunRecord, locked, without_defaults  # noqa: E402
-from benchmark.results import FOLDER  # noqa: E402
-from tool.report import runs  # noqa: E402
-from util import checkpoint  # noqa: E402
-from util.run import errors_in_one_line  # noqa: E402
+from benchmark import plan
+from benchmark.experiments import scored
+from benchmark.record import RunRecord, locked, without_defaults
+from benchmark.results import FOLDER
+from tool.report import runs
+from util import checkpoint
+from util.run import errors_in_one_line
 
 
 def entry(method: str, folder: Path, student: str, teacher: str) -> tuple[dict[str, Any], np.ndarray]:

@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmark import animals, plan, tables
+from benchmark.record import RunRecord
+from tool import pipeline
+from tool.report import bootstrap
+from util import config
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmark import animals, plan, tables  # noqa: E402
-from benchmark.record import RunRecord  # noqa: E402
-from tool import pipeline  # noqa: E402
-from tool.report import bootstrap  # noqa: E402
-from util import config  # noqa: E402
-
 RESAMPLES = 2000
 SMALL_GAP = 0.01  # below one point of mIoU between teacher and student the share of it says nothing
 # Every ranking of methods that RESULTS.md and README.md speak of, and those that they leave open.

@@ -24,16 +24,16 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmark import plan
+from benchmark.animals_runs import Animals, Records
+from benchmark.experiments import Experiments
+from benchmark.plan import Task
+from benchmark.record import RunRecord, locked
+from util.run import errors_in_one_line
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmark import plan  # noqa: E402
-from benchmark.animals_runs import Animals, Records  # noqa: E402
-from benchmark.experiments import Experiments  # noqa: E402
-from benchmark.plan import Task  # noqa: E402
-from benchmark.record import RunRecord, locked  # noqa: E402
-from util.run import errors_in_one_line  # noqa: E402
-
 FOLDER = ROOT / "benchmark" / "results"
 USER_ERROR = 2  # exit status of a script that ends in one line, such as for a loss that is not finite
 

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model.loss import cross_entropy, to_float32  # noqa: E402
-from util import network, run  # noqa: E402
-from util.train import engine  # noqa: E402
-from util.train.teacher import Teacher  # noqa: E402
+from model.loss import cross_entropy, to_float32
+from util import network, run
+from util.train import engine
+from util.train.teacher import Teacher
 
 TEMPERATURE, ALPHA, CITYSCAPES_CLASSES = 1.9, 0.25, 19
 

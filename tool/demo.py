@@ -24,15 +24,15 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tool.report.picture import legend  # noqa: E402
-from util import config, run  # noqa: E402
-from util.data.decode import read_image  # noqa: E402
-from util.data.lists import read_colors, read_names  # noqa: E402
-from util.errors import UserError  # noqa: E402
-from util.evaluate import predict  # noqa: E402
-from util.evaluate.outputs import check_outputs, output_names  # noqa: E402
-from util.evaluate.protocol import protocol_for_validation, resize  # noqa: E402
-from util.evaluate.testing import map_paths, predictor_of, write_maps  # noqa: E402
+from tool.report.picture import legend
+from util import config, run
+from util.data.decode import read_image
+from util.data.lists import read_colors, read_names
+from util.errors import UserError
+from util.evaluate import predict
+from util.evaluate.outputs import check_outputs, output_names
+from util.evaluate.protocol import protocol_for_validation, resize
+from util.evaluate.testing import map_paths, predictor_of, write_maps
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 DEFAULT_RATE = 25.0  # frames a second, where the source gives none

@@ -19,14 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tool import forecast
+from tool.report.picture import comparison
+from util import config
+from util.run import Parser, errors_in_one_line
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from tool import forecast  # noqa: E402
-from tool.report.picture import comparison  # noqa: E402
-from util import config  # noqa: E402
-from util.run import Parser, errors_in_one_line  # noqa: E402
-
 GENERATED = {"shapes": (), "demo": ("--easy", "--train", "320")}  # options of dataset/shapes/prepare.py
 CONFIGS = {"50": "pspnet50", "18": "pspnet18", "50_18": "pspnet50_18"}  # by the scripts' names
 

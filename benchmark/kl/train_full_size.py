@@ -11,13 +11,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from benchmark.kl.train_where_right import distil  # noqa: E402
-from model.distill.logits import kl  # noqa: E402
-from model.loss import to_float32  # noqa: E402
-from util import run  # noqa: E402
-from util.config import Config  # noqa: E402
-from util.data.batch import Batch  # noqa: E402
-from util.errors import UserError  # noqa: E402
+from benchmark.kl.train_where_right import distil
+from model.distill.logits import kl
+from model.loss import to_float32
+from util import run
+from util.config import Config
+from util.data.batch import Batch
+from util.errors import UserError
 
 FULL = 8  # zoom factor of the labels' own size
 

@@ -13,15 +13,15 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from model.distill.classes import comparable  # noqa: E402
-from model.distill.logits import kl  # noqa: E402
-from model.loss import supervised_losses  # noqa: E402
-from util import network, run  # noqa: E402
-from util.config import Config  # noqa: E402
-from util.data.batch import Batch  # noqa: E402
-from util.teachers import load  # noqa: E402
-from util.train import engine  # noqa: E402
-from util.train.teacher import Teacher  # noqa: E402
+from model.distill.classes import comparable
+from model.distill.logits import kl
+from model.loss import supervised_losses
+from util import network, run
+from util.config import Config
+from util.data.batch import Batch
+from util.teachers import load
+from util.train import engine
+from util.train.teacher import Teacher
 
 
 def where_right(s: Tensor, t: Tensor, batch: Batch, temperature: float) -> Tensor:

@@ -18,9 +18,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmark.speed import measure, step_variants, testing  # noqa: E402
-from util.data.loader import ResumableBatchSampler, TrainData, train_loader  # noqa: E402
-from util.run import errors_in_one_line  # noqa: E402
+from benchmark.speed import measure, step_variants, testing
+from util.data.loader import ResumableBatchSampler, TrainData, train_loader
+from util.run import errors_in_one_line
 
 
 def running_loader(options: Namespace, folder: Path, workers: int) -> Iterator:

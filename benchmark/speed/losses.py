@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmark.speed import measure, step, step_variants  # noqa: E402
-from util.run import errors_in_one_line  # noqa: E402
+from benchmark.speed import measure, step, step_variants
+from util.run import errors_in_one_line
 
 
 def main() -> None:

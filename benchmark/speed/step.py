@@ -25,9 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmark.speed import measure, step_variants  # noqa: E402
-from util import distributed  # noqa: E402
-from util.run import errors_in_one_line  # noqa: E402
+from benchmark.speed import measure, step_variants
+from util import distributed
+from util.run import errors_in_one_line
 
 
 def compare(kind: str, names: list[str], options: Namespace, folder: Path) -> dict:

@@ -19,8 +19,8 @@ from torchvision import models
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmark.speed import measure, step_variants  # noqa: E402
-from util.run import errors_in_one_line  # noqa: E402
+from benchmark.speed import measure, step_variants
+from util.run import errors_in_one_line
 
 NAMES = models.get_model_weights("fcn_resnet50").DEFAULT.meta["categories"]
 STAGES = ["stage1", "stage2", "stage3", "stage4"]

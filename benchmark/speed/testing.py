@@ -19,10 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmark.speed import measure, step_variants  # noqa: E402
-from model.pspnet import PSPNet  # noqa: E402
-from util.evaluate import testing  # noqa: E402
-from util.run import errors_in_one_line  # noqa: E402
+from benchmark.speed import measure, step_variants
+from model.pspnet import PSPNet
+from util.evaluate import testing
+from util.run import errors_in_one_line
 
 WAYS, CLASSES = {"ours": "auto", "fp32": "fp32"}, 21
 

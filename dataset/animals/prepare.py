@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from util.data.decode import read_image, read_label
+from util.data.lists import read_text
+from util.errors import UserError
+from util.files import atomic_write, replace_text
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
-
-from util.data.decode import read_image, read_label  # noqa: E402
-from util.data.lists import read_text  # noqa: E402
-from util.errors import UserError  # noqa: E402
-from util.files import atomic_write, replace_text  # noqa: E402
-
 HERE = ROOT / "dataset" / "animals"
 NAMES = (HERE / "animals_names.txt").read_text().split()
 VOC_NAMES = (ROOT / "dataset" / "voc2012" / "voc2012_names.txt").read_text().split()

@@ -11,13 +11,13 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from util.data.lists import read_list, read_text
+from util.errors import UserError
+from util.files import atomic_write
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
-
-from util.data.lists import read_list, read_text  # noqa: E402
-from util.errors import UserError  # noqa: E402
-from util.files import atomic_write  # noqa: E402
-
 SPLITS = ("train", "val", "test")
 
 

@@ -27,12 +27,12 @@ from PIL import Image
 from scipy.io import loadmat
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from util.errors import UserError
+from util.files import atomic_write, replace_text
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
-
-from util.errors import UserError  # noqa: E402
-from util.files import atomic_write, replace_text  # noqa: E402
-
 HERE = ROOT / "dataset" / "voc2012"
 COUNTS = {"train_aug": 10582, "train": 1464, "val": 1449}
 CLASSES, VOID = 21, 255

@@ -20,17 +20,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from model.pspnet import PSPNet  # noqa: E402
-from tool.export import runtime  # noqa: E402
-from tool.export.graph import Exportable  # noqa: E402
-from util import config, distributed, network, run  # noqa: E402
-from util.data.lists import Pair, read_list, read_names, scored_list  # noqa: E402
-from util.errors import UserError  # noqa: E402
-from util.evaluate import predict  # noqa: E402
-from util.evaluate.metric import Scores, confusion_matrix  # noqa: E402
-from util.evaluate.outputs import check_outputs  # noqa: E402
-from util.evaluate.protocol import protocol_for_validation  # noqa: E402
-from util.files import atomic_write  # noqa: E402
+from model.pspnet import PSPNet
+from tool.export import runtime
+from tool.export.graph import Exportable
+from util import config, distributed, network, run
+from util.data.lists import Pair, read_list, read_names, scored_list
+from util.errors import UserError
+from util.evaluate import predict
+from util.evaluate.metric import Scores, confusion_matrix
+from util.evaluate.outputs import check_outputs
+from util.evaluate.protocol import protocol_for_validation
+from util.files import atomic_write
 
 MIN_AGREEMENT = 0.9999  # of the labels, at each size
 SUFFIX = {"onnx": ".onnx", "state_dict": ".pth"}

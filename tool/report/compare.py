@@ -16,12 +16,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from tool.report import bootstrap, cost, page, runs, summary  # noqa: E402
-from util.errors import UserError  # noqa: E402
-from util.evaluate.comparison import verdict  # noqa: E402
-from util.evaluate.outputs import check_outputs  # noqa: E402
-from util.files import replace_text  # noqa: E402
-from util.run import Parser, errors_in_one_line  # noqa: E402
+from tool.report import bootstrap, cost, page, runs, summary
+from util.errors import UserError
+from util.evaluate.comparison import verdict
+from util.evaluate.outputs import check_outputs
+from util.files import replace_text
+from util.run import Parser, errors_in_one_line
 
 
 def _percent(value: float, interval: list[float] | None = None, sign: str = "", digits: int = 2) -> str:
