@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.errors import UserError, worker_death
+from util.errors import UserError, first_line, worker_death
 from util.files import atomic_write
 
 # NumPy scalars and arrays, which many projects save beside the weights.
@@ -51,7 +51,7 @@ def save(content: dict[str, Any], path: Path) -> None:
         if worker_death(error):
             raise
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch wraps a failed write
-        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+        reason = getattr(cause, "strerror", None) or first_line(cause)
         raise UserError(
             f"cannot write {path} ({reason}); make room and start again, or go on in another TRAIN.save_path with the "
             f"newest checkpoint of {path.parent} as TRAIN.resume"
@@ -88,7 +88,7 @@ def read(path: str | Path) -> dict[str, Any]:
             raise
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch's word for an archive without its end
             raise UserError(f"checkpoint {path} cannot be read ({error.strerror or error})") from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if isinstance(error, pickle.UnpicklingError):
             if found := re.search(r"(?:GLOBAL|global) (\S+)", str(error)):
                 raise UserError(

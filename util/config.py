@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from util.errors import UserError
+from util.errors import UserError, first_line
 from util.keys import Config, Data
 
 __all__ = ["Config", "Data", "load", "parse_yaml"]
@@ -51,7 +51,7 @@ def parse_yaml(text: str, source: str) -> Any:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise UserError(f"{source}{where}: not readable as YAML ({problem})") from None
 
 

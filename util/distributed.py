@@ -1,4 +1,4 @@
-"""Processes, device, precision and seeds: what is the same for all code of one process."""
+"""Processes, device and precision: what is the same for all code of one process."""
 
 import contextlib
 import datetime
@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from util.errors import UserError
+from util.errors import UserError, first_line
 
 
 def rank() -> int:
@@ -99,7 +99,7 @@ def processes():
     try:
         dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"process {number} cannot meet the others at {os.environ['MASTER_ADDR']}:{port} ({reason:.200}); if "
             "another job has that port, choose another MASTER_PORT"

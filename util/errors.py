@@ -26,6 +26,11 @@ def suggest(name: str, known: Collection[str], most: int = 20) -> str:
     return f"there are {', '.join([*known][:most]) or 'none'}{', ...' if len(known) > most else ''}"
 
 
+def first_line(error: BaseException) -> str:
+    """Of the exception's text, or the name of its type where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether the GPU's memory ran out (torch.OutOfMemoryError, cuDNN, cuBLAS) or the host's."""
     words = (
@@ -46,6 +51,6 @@ def worker_death(error: BaseException | None) -> str | None:
     """
     while error:
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-            return str(error).splitlines()[0].strip(". ")
+            return first_line(error).strip(". ")
         error = error.__context__
     return None

@@ -11,7 +11,7 @@ from model import timm_backbone
 from model.backbone import RESNETS
 from model.pspnet import PSPNet
 from util import checkpoint
-from util.errors import UserError
+from util.errors import UserError, first_line
 
 # Where a classification ResNet's stem lies in layer0; conv2 to bn3 exist in the deep stem only.
 _STEM = {"conv1": "0", "bn1": "1", "conv2": "3", "bn2": "4", "conv3": "6", "bn3": "7"}
@@ -38,7 +38,8 @@ def load_pretrained(net: PSPNet, pretrained: str, key: str = "TRAIN.pretrained")
                 "torchvision has no ImageNet weights for TRAIN.stem deep; set TRAIN.stem to plain, or "
                 "TRAIN.pretrained to semseg's file for this depth (initmodel/resnet50_v2.pth) or to none"
             )
-        state, source = imagenet_state(net.layers), "torchvision's ImageNet weights"
+        state = download(RESNETS[net.layers].weights, "ImageNet weights", f"set {key} to a file of them")
+        source = "torchvision's ImageNet weights"
     fill_backbone(net, state, source)
 
 
@@ -74,19 +75,17 @@ def _from_timm(state: dict[str, Tensor], layers: str, own: dict[str, Tensor]) ->
     return {names.get(key, name): value for key, (name, value) in found.items() if key in names or key not in whole}
 
 
-def imagenet_state(layers: int) -> dict[str, Tensor]:
-    """torchvision's ImageNet weights, downloaded once into torch's cache."""
-    return download(RESNETS[layers].weights, "ImageNet weights", "set TRAIN.pretrained to none or to a file")
-
-
 def download(weights: WeightsEnum, what: str, otherwise: str) -> dict[str, Tensor]:
-    """One of torchvision's state dicts; `otherwise` is the way out beside placing its file by hand."""
+    """One of torchvision's state dicts, downloaded once into torch's cache.
+
+    otherwise: the way out beside placing its file there by hand.
+    """
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         folder = f"{torch.hub.get_dir()}/checkpoints"
         raise UserError(
-            f"{what} could not be downloaded ({str(error).splitlines()[0]}); fetch {weights.url} elsewhere "
+            f"{what} could not be downloaded ({first_line(error)}); fetch {weights.url} elsewhere "
             f"and place it in {folder}, or {otherwise}"
         ) from None
 
@@ -97,7 +96,7 @@ def timm_state(layers: str, key: str) -> dict[str, Tensor]:
     try:
         return timm_backbone.published(layers, weights=True)
     except Exception as error:  # of timm, of huggingface_hub, of its HTTP client, of safetensors
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if not (source := timm_backbone.weights_source(layers)):
             raise UserError(f"{layers}: timm has no weights for it; set {key} to a file of them, or to none") from None
         raise UserError(

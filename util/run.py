@@ -104,7 +104,7 @@ def main(experiment: Callable[[config.Config], None], default_config: str) -> No
         cfg = parse_arguments(sys.modules["__main__"].__doc__, default_config)
         with distributed.processes():
             if not distributed.is_main():
-                logging.disable(logging.INFO)
+                logging.disable(logging.WARNING)
             if cfg.train.manual_seed is not None:
                 seeds.seed_torch(seeds.Stream.INIT, cfg.train.manual_seed)
             if max(cfg.data.std) < IMPLAUSIBLE_STD:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from util.errors import UserError
+from util.errors import UserError, first_line
 from util.files import atomic_write, replace_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -66,7 +66,7 @@ def members(source: Path, pattern: re.Pattern, skip: set[str] = frozenset()) -> 
     except FileNotFoundError:
         raise UserError(f"{source} does not exist; name the official archive or its unpacked folder") from None
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{source} is no archive, or is cut short ({reason}); download it again") from None
 
 

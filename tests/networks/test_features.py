@@ -149,6 +149,13 @@ def test_published_weights_teach_by_the_name_imagenet(tiny, options, monkeypatch
         network.load_teacher(tiny.load(*options[2:], "DISTILL.teacher_path", "imagenot"))
 
 
+def test_published_weights_that_cannot_be_fetched_name_the_key(fails, options, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    line = fails("train_50_18.py", *options, "DISTILL.teacher_path", "imagenet")
+    assert "could not be downloaded" in line and "set DISTILL.teacher_path to a file of them" in line
+
+
 def test_what_has_no_scores_is_not_tested(tiny, script, tmp_path):
     torch.save(PSPNet(18, None).state_dict(), tmp_path / "backbone.pth")
     hints = "[{layer: layer4, loss: nfd}]"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from util.data.label_map import OTHER, apply
-from util.errors import UserError, worker_death
+from util.errors import UserError, first_line, worker_death
 
 MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # Pillow's limit, beyond which a small file is a bomb: 179 million
 ORIENTATION = 0x0112  # EXIF tag
@@ -43,7 +43,7 @@ def _faults_of(what: str, path: Path) -> Iterator[None]:
     except Exception as error:
         if worker_death(error):
             raise
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         if isinstance(error, UnidentifiedImageError):  # whose words have an address in them
             reason = "unknown format"
         raise UserError(

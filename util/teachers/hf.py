@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from util import checkpoint
-from util.errors import UserError, worker_death
+from util.errors import UserError, first_line, worker_death
 from util.keys import Data
 from util.teachers.foreign import Foreign, Input, Sampler, Size, shorter_side
 
@@ -118,7 +118,7 @@ def _read(read: Callable, name: str, **options: Any) -> Any:
     except Exception as error:  # a damaged file can raise anything
         if worker_death(error):
             raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         if "trust_remote_code" in str(error):
             reason = "it brings code of its own, which is never run: take a network that transformers itself has"
         elif isinstance(error, OSError) and not Path(name).is_dir():

@@ -13,7 +13,7 @@ from model.pspnet import PSPNet
 from util import config, distributed, network
 from util.config import Config
 from util.data.lists import read_names
-from util.errors import UserError, out_of_memory, worker_death
+from util.errors import UserError, first_line, out_of_memory, worker_death
 from util.teachers import names, sources
 
 log = logging.getLogger("teacher")
@@ -127,7 +127,7 @@ def _probe(net: nn.Module, cfg: Config, path: str) -> None:
     except Exception as error:  # what another library's code raises is its own
         if worker_death(error) or out_of_memory(error):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"DISTILL.teacher_path {path} fails on a crop of {crop[0]}x{crop[1]}{resized}: {reason:.200}"
         ) from None

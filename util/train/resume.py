@@ -15,7 +15,7 @@ from model.pspnet import PSPNet
 from util import checkpoint, distributed, seeds
 from util.config import Config, defaults
 from util.data.lists import read_text
-from util.errors import UserError
+from util.errors import UserError, first_line
 from util.teachers import sources
 
 # Keys that do not change what is learned. The training lists may move: their content is compared.
@@ -181,7 +181,7 @@ def resume(cfg: Config, model: PSPNet | StudentWithAdapters, optimizer: torch.op
         try:
             progress.load(content or checkpoint.read(found[0]), Path(found[0]))
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"{found[0]} cannot be resumed ({reason:.120}); {AS_WEIGHT}") from None
         log.info("resuming from %s", found[0])
     later = [path for path in checkpoint.numbered(folder) if checkpoint.epoch_of(path) > progress.epoch]
