@@ -8,8 +8,8 @@ from util.train import engine
 def main(cfg):
     teacher = network.build(cfg.train, cfg.data)
 
-    def losses(network, batch):
-        output = network(batch.image)
+    def losses(teacher, batch):
+        output = teacher(batch.image)
         return output.logits, supervised_losses(output, batch.labels[cfg.train.zoom_factor], cfg.train.class_weights)
 
     engine.fit(cfg, teacher, losses, {"ce": 1.0, "aux_ce": cfg.train.aux_weight})

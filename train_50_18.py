@@ -21,7 +21,6 @@ def main(cfg):
     labelled = bool(cfg.data.train_list)
     student, hints = with_hints(cfg.distill.hints, network.build(cfg.train, cfg.data), teacher_net, labelled)
     teacher = Teacher(cfg, teacher_net, hints.teacher_layers)
-    prepare_logits = standardise if cfg.distill.standardise else lambda logits: logits
 
     def losses(student, batch):
         t, s = teacher(batch), student(batch.image)
@@ -31,8 +30,9 @@ def main(cfg):
         if t.logits is not None:
             # As they are, unless the teacher has other classes: then log-probabilities of those that it knows
             logits, t_logits, valid = comparable(s.logits, t.logits, batch.valid[1], teacher_net.known)
-            prepared = prepare_logits(logits), prepare_logits(t_logits)
-            terms["kl"] = kl(*prepared, valid, temperature=cfg.distill.temperature)
+            if cfg.distill.standardise:
+                logits, t_logits = standardise(logits), standardise(t_logits)
+            terms["kl"] = kl(logits, t_logits, valid, temperature=cfg.distill.temperature)
         if t.aux is not None:
             terms["aux_mse"] = mse(s.aux, t.aux, batch.valid[1])
         return s.logits, terms | hints(s, t, batch)

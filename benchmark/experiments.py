@@ -1,6 +1,5 @@
 """From a task of the plan to a run: its config, its folder, and what is recorded of it."""
 
-import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from benchmark.speed import measure
 from tool import pipeline
 from tool.report import runs
 from util import config, files
+from util.teachers import sources
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,11 +81,9 @@ class Experiments:
 
     def teacher_file(self, task: Task) -> dict[str, str]:
         """A digest of the checkpoint that taught `task`: one trained anew, on another machine, is another teacher."""
-        cfg = self.run(task).load()
-        if not cfg.distill or not Path(cfg.distill.teacher_path).is_file():
-            return {}
-        with Path(cfg.distill.teacher_path).open("rb") as file:
-            return {"teacher_file": hashlib.file_digest(file, "sha256").hexdigest()[:12]}
+        distill = self.run(task).load().distill
+        digest = distill and sources.digest(distill.teachers)
+        return {"teacher_file": digest[:12]} if digest else {}
 
     def entry(self, task: Task) -> tuple[dict[str, Any], np.ndarray]:
         """What is recorded of a run that has been tested."""

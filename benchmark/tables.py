@@ -60,8 +60,8 @@ def scores(summary: Mapping[str, Mapping[str, Any]], methods: Iterable[str]) -> 
         cells = [NAMES.get(method, method), str(row["runs"]), str(row["epochs"])]
         cells += [_points(row.get(key)) for key in ("mean", "spread", "gain")]
         rows.append([*cells, _interval(row.get("interval")), "" if closed is None else f"{100 * closed:.0f} %"])
-    told = [any(cells) for cells in zip(*rows, strict=True)]  # a column without any cell says nothing
-    return table(itertools.compress(head, told), (itertools.compress(cells, told) for cells in rows))
+    filled = [any(cells) for cells in zip(*rows, strict=True)]  # a column without any cell says nothing
+    return table(itertools.compress(head, filled), (itertools.compress(cells, filled) for cells in rows))
 
 
 def by_seed(runs: Iterable[Mapping[str, Any]]) -> str:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+LABELS = 256  # possible values of a label
+
 
 def reserved_labels(ignore_label: int) -> tuple[int, int]:
     """The label values of padding and of unlabelled images' pixels: the two largest but ignore_label."""

@@ -1,5 +1,4 @@
-"""The steps that step.py and losses.py time: the scripts' own, and the same work written
-plainly."""
+"""The steps that the scripts of this folder time: the training scripts' own, and the same work written plainly."""
 
 import argparse
 import contextlib

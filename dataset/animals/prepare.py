@@ -7,8 +7,8 @@ dataset/voc2012/prepare.py leaves them; official images have a longer side of 50
 320 makes them as config/animals expects them (area averaging, JPEG quality 87; labels by nearest
 pixel); without it the size is kept. split/ holds the names of the images, each with an animal in
 it. Links or writes image/, writes label/ (palette PNGs of the seven classes; the other classes become 255,
-void) and list/: train_aug.txt (3,131 images), train.txt (the 437 of them in VOC's own train),
-unlabelled.txt (the 2,694 others, without labels) and val.txt (445).
+void) and list/: train_aug.txt (3,131 images), train.txt (the 437 of them in VOC's own train), others.txt and
+unlabelled.txt (the 2,694 others, with and without labels) and val.txt (445).
 """
 
 import argparse

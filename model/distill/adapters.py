@@ -1,12 +1,13 @@
 """Learned adapters from student to teacher features; trained with the student, absent from its state_dict."""
 
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from model.distill.options import Share
 from model.pspnet import Output, PSPNet
 
 Adapter = Callable[..., nn.Module]  # (student channels, teacher channels, its options) -> module
@@ -18,7 +19,7 @@ class MaskedGenerator(nn.Module):
     (N, student, h, w) -> (N, teacher, h, w). Yang et al., "Masked Generative Distillation", ECCV 2022.
     """
 
-    def __init__(self, student: int, teacher: int, *, ratio: Share = 0.75):
+    def __init__(self, student: int, teacher: int, *, ratio: Annotated[float, Field(ge=0, le=1)] = 0.75):
         super().__init__()
         self.ratio = ratio
         self.align = nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1)

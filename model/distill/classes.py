@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from model.labels import Labels
+from model.labels import LABELS, Labels
 from model.loss import to_float32
 from model.pspnet import Output
 
 FLOOR = -100.0  # log of a probability that counts as zero; -inf would become NaN where maps are interpolated
-LABELS = 256  # possible values of a label
 
 
 class Known:
@@ -40,15 +40,15 @@ def comparable(student: Tensor, teacher: Tensor, labels: Labels, known: Known | 
     if known is None:
         return student, teacher, labels
     student, teacher = (to_float32(scores).index_select(1, known.index) for scores in (student, teacher))
-    meant = teacher.logsumexp(1) >= math.log(0.5)
-    mask = labels.mask & meant & ~known.unknown_label[labels.label]
+    confident = teacher.logsumexp(1) >= math.log(0.5)
+    mask = labels.mask & confident & ~known.unknown_label[labels.label]
     return student.log_softmax(1), teacher.log_softmax(1), Labels(labels.label, mask, mask.sum().clamp(min=1))
 
 
 def padded(groups: Sequence[Sequence[int]], count: int) -> Tensor:
     """Groups of indices below `count` as one tensor (C, G), filled up with `count` itself."""
-    longest = max(len(group) for group in groups)
-    return torch.tensor([[*group, *[count] * (longest - len(group))] for group in groups])
+    tensors = [torch.tensor(group, dtype=torch.long) for group in groups]
+    return pad_sequence(tensors, batch_first=True, padding_value=count)
 
 
 def add_up(logits: Tensor, groups: Tensor) -> Tensor:
@@ -79,9 +79,7 @@ class Mapped(nn.Module):
         self.net, self.dtype, self.classes = net, dtype, len(groups)
         reference = next(net.parameters())
         self.input_dtype, theirs = reference.dtype, net.channels()["logits"]
-        one_to_one = sorted(index for group in groups for index in group) == list(range(theirs)) and all(
-            len(group) == 1 for group in groups
-        )
+        one_to_one = sorted(map(list, groups)) == [[index] for index in range(theirs)]
         self.known = None
         if not (raw and one_to_one):
             self.known = Known([c for c, group in enumerate(groups) if group], self.classes, reference.device)

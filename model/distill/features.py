@@ -6,9 +6,9 @@ student's map the teacher's shape. No gradient reaches the teacher.
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveFloat
 from torch import Tensor
 
-from model.distill.options import AboveZero
 from model.labels import Labels
 from model.loss import masked_mean, to_float32
 
@@ -56,7 +56,7 @@ def at(student: Tensor, teacher: Tensor, labels: Labels) -> Tensor:
     return (attention(student) - attention(teacher.detach())).square().sum(1).mean()
 
 
-def cwd(student: Tensor, teacher: Tensor, labels: Labels, *, temperature: AboveZero = 4.0) -> Tensor:
+def cwd(student: Tensor, teacher: Tensor, labels: Labels, *, temperature: PositiveFloat = 4.0) -> Tensor:
     """T^2 * mean over images and channels of KL(softmax over valid positions of teacher / T || of student / T).
 
     Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021. Published weights: 3 on logits,

@@ -5,9 +5,9 @@ labels.mask says where the term counts; dkd alone reads the classes. No gradient
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from model.distill.options import AboveZero, NotNegative
 from model.labels import Labels
 from model.loss import masked_mean, to_float32
 
@@ -23,7 +23,7 @@ def standardise(logits: Tensor) -> Tensor:
     return centred / (centred.square().mean(1, keepdim=True) + 1e-12).sqrt()
 
 
-def kl(student: Tensor, teacher: Tensor, labels: Labels, *, temperature: AboveZero = 2.0) -> Tensor:
+def kl(student: Tensor, teacher: Tensor, labels: Labels, *, temperature: PositiveFloat = 2.0) -> Tensor:
     """T^2 * mean over valid pixels of KL(softmax(teacher / T) || softmax(student / T)), summed over classes.
 
     Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; per pixel in Liu et al., CVPR 2019.
@@ -40,9 +40,9 @@ def dkd(
     teacher: Tensor,
     labels: Labels,
     *,
-    temperature: AboveZero = 2.0,
-    alpha: NotNegative = 1.0,
-    beta: NotNegative = 1.0,
+    temperature: PositiveFloat = 2.0,
+    alpha: NonNegativeFloat = 1.0,
+    beta: NonNegativeFloat = 1.0,
 ) -> Tensor:
     """T^2 * mean over labelled pixels of alpha * KL(target or not) + beta * KL(among the other classes).
 
@@ -71,9 +71,9 @@ def dist(
     teacher: Tensor,
     labels: Labels,
     *,
-    temperature: AboveZero = 1.0,
-    inter: NotNegative = 1.0,
-    intra: NotNegative = 1.0,
+    temperature: PositiveFloat = 1.0,
+    inter: NonNegativeFloat = 1.0,
+    intra: NonNegativeFloat = 1.0,
 ) -> Tensor:
     """T^2 * (inter * (1 - Pearson over classes, mean of pixels) + intra * (1 - Pearson over pixels, mean of classes)).
 
@@ -95,8 +95,8 @@ def _pearson(x: Tensor, y: Tensor, weight: Tensor, axis: int) -> Tensor:
     count = weight.sum(axis, keepdim=True).clamp(min=1)
     mean_x, mean_y = ((v * weight).sum(axis, keepdim=True) / count for v in (x, y))
     x, y = (x - mean_x) * weight, (y - mean_y) * weight
-    kind = torch.finfo(x.dtype)
-    rounding = count * (16 * kind.eps * mean_y).square()
+    finfo = torch.finfo(x.dtype)
+    rounding = count * (16 * finfo.eps * mean_y).square()
     spread = y.square().sum(axis)
-    norms = (x.square().sum(axis) + kind.tiny**0.5).sqrt() * (spread + kind.tiny**0.5).sqrt()
+    norms = (x.square().sum(axis) + finfo.tiny**0.5).sqrt() * (spread + finfo.tiny**0.5).sqrt()
     return torch.where(spread > rounding.squeeze(axis), (x * y).sum(axis) / norms, 1)

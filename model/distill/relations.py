@@ -6,17 +6,15 @@ labels, on the same (h, w), say where the term counts. No gradient reaches the t
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from model.distill.options import AboveZero, Positive
-from model.labels import Labels
+from model.labels import LABELS, Labels
 from model.loss import masked_mean, to_float32
 
-LABELS = 256  # possible values of a label
 
-
-def pairwise(student: Tensor, teacher: Tensor, labels: Labels, *, patch: Positive = 2) -> Tensor:
+def pairwise(student: Tensor, teacher: Tensor, labels: Labels, *, patch: PositiveInt = 2) -> Tensor:
     """Mean squared difference of the two images of cosine similarity between all pairs of an image's patches.
 
     Patches of patch x patch positions are max-pooled. Liu et al., "Structured Knowledge Distillation for Semantic
@@ -55,7 +53,7 @@ def ifv(student: Tensor, teacher: Tensor, labels: Labels) -> Tensor:
 
 
 def cirkd(
-    student: Tensor, teacher: Tensor, labels: Labels, *, temperature: AboveZero = 0.1, patch: Positive = 2
+    student: Tensor, teacher: Tensor, labels: Labels, *, temperature: PositiveFloat = 0.1, patch: PositiveInt = 2
 ) -> Tensor:
     """Mean over ordered image pairs, and positions of the first image, of KL(teacher || student) between similarities.
 
@@ -83,7 +81,7 @@ def cirkd(
     return per_pair.mean()
 
 
-def _against_all(s: Tensor, all_s: Tensor, t: Tensor, all_t: Tensor, mask: Tensor, temperature: AboveZero) -> Tensor:
+def _against_all(s: Tensor, all_s: Tensor, t: Tensor, all_t: Tensor, mask: Tensor, temperature: float) -> Tensor:
     """(C, P), (N, C, P) of both networks -> (N, P): KL for each position of the one image against each image."""
     inside = (mask | ~mask.any(1, keepdim=True)).unsqueeze(1)  # a softmax over nothing would be NaN
 

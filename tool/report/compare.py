@@ -155,7 +155,7 @@ def main() -> None:
         size = cost.input_size(entries[0], pairs[0].image)
         costs = cost.measure(entries, size, arguments.repeats)
         counts = runs.count(entries, pairs, arguments.border)
-        report = summary.plain(summary.summarise(entries, counts, costs, arguments.resamples, block))
+        report = summary.summarise(entries, counts, costs, arguments.resamples, block)
         report["title"] = f"Report on {report['images']} images of {report['list']}"
         report["headline"] = headline(report)
         report["reading"] = reading(report, cost.setting(size))

@@ -114,12 +114,3 @@ def _notes(runs: list[Run], costs: list[dict | None]) -> list[str]:
     if curveless:
         notes.append(f"No model/metrics.jsonl, so no training curves: {', '.join(curveless)}.")
     return notes
-
-
-def plain(value: Any) -> Any:
-    """`value` with numpy scalars replaced by Python numbers, for JSON."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value.item() if isinstance(value, np.generic) else value

@@ -66,7 +66,7 @@ def scan_images(pairs: list[Pair], cfg: Config, source: str) -> None:
     if absent := [name for value, name in enumerate(names) if not pixels[value]]:
         print(f"warning: in no label of {source}: {', '.join(absent)}", flush=True)
     elif source == cfg.data.train_list:
-        counts = pixels[: len(names)]
-        rarity = 1 / np.sqrt(counts)  # over their mean over all pixels, so that the loss keeps its size
-        rarity *= counts.sum() / (rarity * counts).sum()
+        of_class = pixels[: len(names)]
+        rarity = 1 / np.sqrt(of_class)  # over their mean over all pixels, so that the loss keeps its size
+        rarity *= of_class.sum() / (rarity * of_class).sum()
         print(f"  inverse square roots of these shares: TRAIN.class_weights {rarity.round(2).tolist()}")

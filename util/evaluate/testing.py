@@ -63,8 +63,8 @@ def test(cfg: Config) -> None:
     with _writing(Path(t.save_folder)):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(metrics, indent=1) + "\n")
-    network = "" if t.teacher else f"PSPNet-{cfg.train.architecture}, "
-    print(f"{table(metrics)}\n{network}{protocol_line(metrics['protocol'])}\nwritten to {path}")
+    tested = "" if t.teacher else f"PSPNet-{cfg.train.architecture}, "
+    print(f"{table(metrics)}\n{tested}{protocol_line(metrics['protocol'])}\nwritten to {path}")
 
 
 @contextlib.contextmanager

@@ -5,9 +5,8 @@ Sections and keys are those of the semseg family.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from model.distill.options import AboveZero, NotNegative, Positive, Share
 from util.keys.base import Backbone, Depth, Precision, Section, UserPath
 from util.keys.distill import Distill, Hint, Schedule
 
@@ -15,6 +14,7 @@ __all__ = ["Config", "Data", "Distill", "Hint", "Schedule", "Test", "Train"]
 
 Size = Annotated[int, Field(ge=9, le=32766)]  # pixels a side; OpenCV's warps end at 32767
 Scale = Annotated[float, Field(ge=0.01, le=100)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 _BYTE = r"(25[0-5]|2[0-4]\d|[01]?\d?\d)"
 LabelSource = int | Annotated[str, Field(pattern=f"^(other|{_BYTE} {_BYTE} {_BYTE})$")]  # value, or colour
 
@@ -27,9 +27,9 @@ class Data(Section):
     classes: Annotated[int, Field(ge=1, le=253)]  # of a label's 256 values, three are reserved: model/labels.py
     names_path: UserPath
     colors_path: UserPath
-    video_block: Positive = 1
+    video_block: PositiveInt = 1
     label_map: dict[LabelSource, Annotated[int, Field(ge=0, le=255)]] | None = None
-    flip_pairs: list[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]] = []
+    flip_pairs: list[Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]] = []
     image_max: Annotated[int, Field(ge=256, le=65535)] | None = None
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [123.675, 116.28, 103.53]
     std: Annotated[list[float], Field(min_length=3, max_length=3)] = [58.395, 57.12, 57.375]
@@ -66,39 +66,39 @@ class Train(Section):
     scale_max: Scale = 2.0
     rotate_min: float = -10.0
     rotate_max: float = 10.0
-    rotate_prob: Share = 0.5
-    blur_prob: Share = 0.5
-    flip_prob: Share = 0.5
+    rotate_prob: Probability = 0.5
+    blur_prob: Probability = 0.5
+    flip_prob: Probability = 0.5
     zoom_factor: Literal[1, 2, 4, 8] = 8
     ignore_label: Annotated[int, Field(ge=0, le=255)] = 255
-    aux_weight: NotNegative = 0.4
-    class_weights: list[NotNegative] | None = None
+    aux_weight: NonNegativeFloat = 0.4
+    class_weights: list[NonNegativeFloat] | None = None
     workers: Annotated[int, Field(ge=0, le=1024)] = 4
-    batch_size: Positive = 16
-    unlabelled_per_batch: Annotated[int, Field(ge=0)] = 0
-    accumulate: Positive = 1
-    batch_size_val: Positive = 8
+    batch_size: PositiveInt = 16
+    unlabelled_per_batch: NonNegativeInt = 0
+    accumulate: PositiveInt = 1
+    batch_size_val: PositiveInt = 8
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    base_lr: AboveZero = 0.01
-    head_lr_factor: AboveZero = 10.0
-    epochs: Positive = 50
-    power: NotNegative = 0.9
+    base_lr: PositiveFloat = 0.01
+    head_lr_factor: PositiveFloat = 10.0
+    epochs: PositiveInt = 50
+    power: NonNegativeFloat = 0.9
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NotNegative = 1e-4
+    weight_decay: NonNegativeFloat = 1e-4
     manual_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     precision: Precision = "auto"
     compile: bool | Literal["auto"] = "auto"
-    print_freq: Positive = 10
-    save_freq: Positive = 1
-    keep: Positive = 2
+    print_freq: PositiveInt = 10
+    save_freq: PositiveInt = 1
+    keep: PositiveInt = 2
     save_path: UserPath
     weight: UserPath | None = None
     new_head: bool = False
     resume: UserPath | None = "auto"
     evaluate: bool = False
-    patience: Positive | None = None
+    patience: PositiveInt | None = None
     gradient_shares: bool = True
-    pictures: Annotated[int, Field(ge=0)] = 4
+    pictures: NonNegativeInt = 4
 
     @model_validator(mode="after")
     def _check(self):
@@ -143,8 +143,8 @@ class Test(Section):
     mode: Literal["slide", "whole"] = "slide"
     precision: Precision = "auto"
     has_prediction: bool = False
-    index_start: Annotated[int, Field(ge=0)] = 0
-    index_step: Annotated[int, Field(ge=0)] = 0
+    index_start: NonNegativeInt = 0
+    index_step: NonNegativeInt = 0
     teacher: bool = False
     model_path: UserPath | None = None  # else train_epoch_{TRAIN.epochs}.pth in TRAIN.save_path
     save_folder: UserPath | None = None  # else `result`, a teacher's `teacher/result`, beside or in TRAIN.save_path

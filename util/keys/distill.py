@@ -2,9 +2,8 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
 
-from model.distill.options import AboveZero, NotNegative
 from util.keys.base import Backbone, Depth, Precision, Section, UserPath
 
 Layer = Literal["layer1", "layer2", "layer3", "layer4", "feature", "aux_feature", "aux", "logits"]
@@ -13,10 +12,10 @@ Classes = Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(
 
 
 class Weights(Section):
-    ce: NotNegative = 1.0
-    kl: NotNegative = 1.0
-    aux_mse: NotNegative = 1.0
-    aux_ce: NotNegative = 0.4
+    ce: NonNegativeFloat = 1.0
+    kl: NonNegativeFloat = 1.0
+    aux_mse: NonNegativeFloat = 1.0
+    aux_ce: NonNegativeFloat = 0.4
 
 
 class Hint(Section):
@@ -26,14 +25,14 @@ class Hint(Section):
     layer: Layer
     teacher_layer: Layer | None = None
     loss: str
-    weight: NotNegative | None = None
+    weight: NonNegativeFloat | None = None
     standardise: bool = False
 
 
 class Schedule(Section):
     shape: Literal["constant", "linear", "cosine"]
-    start: NotNegative = Field(alias="from", default=0.0)
-    until: AboveZero | None = None
+    start: NonNegativeFloat = Field(alias="from", default=0.0)
+    until: PositiveFloat | None = None
 
 
 class Distill(Section):
@@ -42,12 +41,12 @@ class Distill(Section):
     teacher_path: UserPath | Teachers | None = None  # else that of teacher_config: its TEST.model_path
     teacher_config: UserPath | None = None
     teacher_classes: Classes | list[Classes | None] | None = None
-    teacher_weights: list[AboveZero] | None = None
+    teacher_weights: list[PositiveFloat] | None = None
     precision: Precision | None = None
-    check_images: Annotated[int, Field(ge=0)] = 4
+    check_images: NonNegativeInt = 4
     cache: UserPath | None = None
     mask: Literal["labelled", "unpadded"] = "labelled"
-    temperature: AboveZero = 2.0
+    temperature: PositiveFloat = 2.0
     standardise: bool = False
     weights: Weights = Weights()
     hints: list[Hint] = []

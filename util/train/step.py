@@ -124,7 +124,7 @@ class Stepper:
 
         def student(image: Tensor) -> Output:
             # Around the network alone: autocast would compute the losses' matrix products in bfloat16.
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            with distributed.autocast(self.dtype):
                 return module(image.to(memory_format=self.layout))
 
         with self.gradient_shares if probe else contextlib.nullcontext():
