@@ -47,7 +47,6 @@ AMONG_ABLATIONS = (
 GROUPS: dict[str, tuple[Mapping[str, Sequence[int]], Sequence[tuple[str, str]]]] = {
     "summary": (plan.SEEDS, AMONG_METHODS),
     "ablations": (plan.ABLATION_SEEDS, AMONG_ABLATIONS),
-    "unlabelled": (plan.UNLABELLED_SEEDS, ()),
 }
 OF_ANIMALS = (
     *((alone, other) for alone in ("student_equal_time", "student_double") for other in animals.RECIPES),

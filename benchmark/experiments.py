@@ -45,8 +45,6 @@ class Experiments:
             keys |= pipeline.generated(folder, f"train{task.labels or ''}.txt")
         elif self.data_root:
             keys["DATA.data_root"] = self.data_root
-        if plan.PER_BATCH in task.overrides:
-            keys["DATA.unlabelled_list"] = folder / f"list/unlabelled{task.labels}.txt"
         return keys
 
     def run(self, task: Task) -> pipeline.Run:
@@ -76,8 +74,6 @@ class Experiments:
         if task.labels:
             lines = (data / "list/train.txt").read_text().splitlines()
             files.replace_text(data / f"list/train{task.labels}.txt", "\n".join(lines[: task.labels]) + "\n")
-            images = [line.split()[0] for line in lines[task.labels :]]
-            files.replace_text(data / f"list/unlabelled{task.labels}.txt", "\n".join(images) + "\n")
 
     def teacher_file(self, task: Task) -> dict[str, str]:
         """A digest of the checkpoint that taught `task`: one trained anew, on another machine, is another teacher."""

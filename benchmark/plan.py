@@ -28,7 +28,6 @@ ADDED: Mapping[str, tuple[Sequence[int], Sequence[tuple[str, str]]]] = {
         (("kl, unlabelled", "default, unlabelled"),),
     ),  # two of a teacher
 }
-UNLABELLED_SEEDS = {"camvid": (), "shapes": (0,)}
 SHAPES_LABELS = 400
 KL, AUX_MSE, HINTS = "DISTILL.weights.kl", "DISTILL.weights.aux_mse", "DISTILL.hints"
 PER_BATCH = "TRAIN.unlabelled_per_batch"
@@ -106,8 +105,6 @@ def tasks(dataset: str, equal_time: int, epochs: Mapping[str, int]) -> Iterator[
                 yield distilled(method, seed, overrides=overrides)
     for seed in ABLATION_SEEDS[dataset]:
         yield from long_schedules(dataset, seed) if dataset == "camvid" else ablations(dataset, seed, epochs)
-    for seed in UNLABELLED_SEEDS[dataset]:
-        yield from unlabelled(dataset, seed, epochs)
 
 
 def ablations(dataset: str, seed: int, epochs: Mapping[str, int]) -> Iterator[Task]:
@@ -148,17 +145,3 @@ def few_labels(dataset: str, seed: int, labels: int, epochs: Mapping[str, int]) 
     yield teacher(dataset, seed)._replace(**of_teacher, **common)
     yield Task(names["student"], seed, "train_18.py", "pspnet18", epochs=times * epochs["pspnet18"], **common)
     yield distilled(names["default"], seed, epochs=times * epochs["pspnet18"], **common)
-
-
-def unlabelled(dataset: str, seed: int, epochs: Mapping[str, int]) -> Iterator[Task]:
-    """`kl + aux_mse` with 100 labels for 1, 2 and 4 times the steps, and with the other images
-    unlabelled beside them; a batch then has as many unlabelled images as labelled ones."""
-    *alone, default = few_labels(dataset, seed, LABELS[0], epochs)
-    yield from alone
-    for times in (1, 2, 4):
-        name, longer = f"kl + aux_mse, {default.labels} labels", times * default.epochs
-        task = default._replace(overrides={HINTS: "[]"}, epochs=longer)
-        yield task._replace(method=f"{name}, {longer} epochs")
-        if times < 4:
-            both = {**task.overrides, PER_BATCH: 4}
-            yield task._replace(method=f"{name} and unlabelled images, {longer} epochs", overrides=both)

@@ -29,8 +29,7 @@ NAMES = {
     "student_equal_time": "student alone, time of a compiled GPU",
     "student_double": "student alone, twice the epochs",
 }
-MAIN = ("teacher", "student", plan.FLOAT32, *plan.METHODS, *plan.CAMVID)
-EQUAL_TIME = ("student", plan.EQUAL_TIME, "default", "kl + 3 aux_mse", "cwd")
+MAIN = ("teacher", "student", plan.EQUAL_TIME, plan.FLOAT32, *plan.METHODS, *plan.CAMVID)
 HEADLINE = ("teacher", "student", plan.EQUAL_TIME, "student_double", "default", "cwd")
 ALONE = ("student", "student_equal_time", "student_double")  # of animals
 NOT_RUN = "Not run yet."
@@ -64,19 +63,6 @@ def scores(summary: Mapping[str, Mapping[str, Any]], methods: Iterable[str]) -> 
     return table(itertools.compress(head, filled), (itertools.compress(cells, filled) for cells in rows))
 
 
-def by_seed(runs: Iterable[Mapping[str, Any]]) -> str:
-    """mIoU of the three networks, and whether the distilled student's lies between the other two."""
-    score: dict[int, dict[str, float]] = {}
-    for run in runs:
-        score.setdefault(run["seed"], {})[run["method"]] = run["mIoU"]
-    rows = []
-    for seed, of in sorted(score.items()):
-        between = of["student"] < of["default"] < of["teacher"]
-        cells = [_points(of[name]) for name in ("teacher", "student", "default")]
-        rows.append([str(seed), *cells, "yes" if between else "no"])
-    return table(["seed", "teacher", "student alone", "distilled", "between"], rows)
-
-
 def contrasts(rows: Iterable[Mapping[str, Any]]) -> str:
     """Method minus method, in points, and whether the interval leaves out zero."""
     found = []
@@ -89,7 +75,7 @@ def contrasts(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def equal_time(content: Mapping[str, Any]) -> str:
-    """The table, and on which machine's pace it rests."""
+    """On which machine's pace it rests."""
     pace, machine = content["pace"]["seconds a step"], content["pace"]["machine"]
     own = content["summary"]["student"]["epochs"]
     found = json.loads(H100.read_text())["results"]
@@ -101,13 +87,13 @@ def equal_time(content: Mapping[str, Any]) -> str:
         f"{machine['auto']} a step took {pace['student']:.2f} s alone and {pace['default']:.2f} s distilled, "
         f"{pace['default'] / pace['student']:.2f} times as long, hence\n"
         f"{content['summary'][plan.EQUAL_TIME]['epochs']} epochs. On an H100 the ratio of `step.py` is {gpu},\n"
-        f"with TRAIN.compile {compiled}.\n\n{scores(content['summary'], EQUAL_TIME)}"
+        f"with TRAIN.compile {compiled}."
     )
 
 
 def ablations(content: Mapping[str, Any]) -> str:
     """Of plan.ABLATION_SEEDS alone, also in the rows that the other tables have, too."""
-    others = [row for row in content["ablations"] if row not in {*MAIN, *EQUAL_TIME}]
+    others = [row for row in content["ablations"] if row not in MAIN]
     return scores(content["ablations"], ["teacher", "student", "default", *others])
 
 
@@ -176,15 +162,12 @@ def rewrite(text: str, found: Mapping[str, Mapping[str, Any]]) -> str:
         if dataset in plan.ADDED:
             made[f"{dataset} main"] = scores(content["summary"], content["summary"])
             made[f"{dataset} contrasts"] = contrasts(content["summary contrasts"])
-            if dataset == "demo":
-                made["demo seeds"] = by_seed(content["runs"])
             continue
         made[f"{dataset} main"] = scores(content["summary"], MAIN)
         made[f"{dataset} contrasts"] = contrasts(content["summary contrasts"])
         made[f"{dataset} equal time"] = equal_time(content)
         made[f"{dataset} ablations"] = ablations(content)
         made[f"{dataset} ablation contrasts"] = contrasts(content["ablations contrasts"])
-        made[f"{dataset} unlabelled"] = scores(content["unlabelled"], content["unlabelled"])
 
     def replaced(match: re.Match[str]) -> str:
         return f"<!-- {match[1]} -->\n{made[match[1]]}\n<!-- end -->"

@@ -60,25 +60,6 @@ def test_few_labels_have_their_own_teacher_and_as_many_steps(tmp_path):
     assert few.train.epochs == 4 * task(made, "default", 15).epochs
 
 
-def test_unlabelled_images_are_those_without_labels(tmp_path, monkeypatch):
-    """Only the runs that take them have their list: the lines that the labelled list leaves out."""
-    made = experiments("shapes", tmp_path)
-    lists = made.out / "seed_0/data/list"
-    lists.mkdir(parents=True)
-    (lists / "val.txt").touch()
-    (lists / "train.txt").write_text("".join(f"{i}.jpg {i}.png\n" for i in range(400)))
-    for name, per_batch in (
-        ("kl + aux_mse, 100 labels, 16 epochs", 0),
-        ("kl + aux_mse, 100 labels and unlabelled images, 16 epochs", 4),
-    ):
-        cfg = made.run(task(made, name, 0)).load()
-        assert cfg.train.unlabelled_per_batch == per_batch and bool(cfg.data.unlabelled_list) == bool(per_batch)
-        assert cfg.distill.hints == []
-    made.prepare(task(made, name, 0))
-    labelled, others = (Path(path).read_text().splitlines() for path in (cfg.data.train_list, cfg.data.unlabelled_list))
-    assert labelled[-1] == "99.jpg 99.png" and others[0] == "100.jpg" and len(others) == 300
-
-
 @pytest.fixture
 def recorded(tmp_path, monkeypatch):
     """recorded(dataset, entries) -> a record of those in a folder that results.py then reads."""
