@@ -55,3 +55,8 @@ def test_the_scripts_of_kl_run(name, tiny, script):
     assert result.status == 0, result.err
     (line,) = (json.loads(text) for text in (tiny.out / "model" / "metrics.jsonl").read_text().splitlines())
     assert line["kl"] > 0 and "aux_mse" not in line
+
+
+def test_full_size_is_the_labels_size(tiny, fails):
+    line = fails("benchmark/kl/train_full_size.py", "--config", tiny.path, "TRAIN.zoom_factor", "4")
+    assert "needs TRAIN.zoom_factor 8" in line
