@@ -193,13 +193,16 @@ def test_training_says_when_nearly_all_is_void(tiny, script, caplog):
 
 def test_pictures_of_10_and_12_bits(tmp_path):
     """They come in files of 16 bits, and would be almost black."""
-    bright = np.full((4, 5, 3), 4095, np.uint16)
-    cv2.imwrite(str(tmp_path / "a.png"), bright)
-    with pytest.raises(UserError, match="a.png has 16 bits and no value above 4095; set DATA.image_max"):
-        read_image(tmp_path / "a.png", None)
-    assert (read_image(tmp_path / "a.png", 4095) == 255).all()
+    bright = np.full((40, 50, 3), 4095, np.uint16)
+    bright[:20] = 2048
+    for name in ("a.png", "a.jp2"):
+        cv2.imwrite(str(tmp_path / name), bright)
+        with pytest.raises(UserError, match=f"{name} has 16 bits and no value above 4095; set DATA.image_max"):
+            read_image(tmp_path / name, None)
+        found = read_image(tmp_path / name, 4095)
+        assert (found[:20] == 128).all() and (found[20:] == 255).all()
     cv2.imwrite(str(tmp_path / "b.png"), bright * 16)
-    assert (read_image(tmp_path / "b.png", None) == 255).all()  # 16 bits, all used
+    assert read_image(tmp_path / "b.png", None).max() == 255  # 16 bits, all used
 
 
 def test_pictures_of_floats_are_refused(tmp_path):

@@ -175,6 +175,11 @@ def test_a_checkpoint_of_ours_in_another_order_of_classes(tiny, distil, tmp_path
     for name in ("logits", "aux", "layer3"):
         assert torch.equal(plain(image).layer(name), ours(image).layer(name)), name
     assert ours.channels() == plain.channels()
+    for path in (tmp_path / "model" / "best.pth", tmp_path / "model" / ".." / "mixed.pth"):  # of the same run
+        (tmp_path / "model").mkdir(exist_ok=True)
+        torch.save({"state_dict": mixed}, path)
+        named = ["DISTILL.teacher_config", str(tmp_path / "mixed.yaml"), "DISTILL.teacher_path", str(path)]
+        assert torch.equal(load.load(tiny.load(*keys, *named))(image).logits, plain(image).logits)
     assert distil("", *keys, "DISTILL.teacher_config", tmp_path / "mixed.yaml")[0].status == 0
 
 

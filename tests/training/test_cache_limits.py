@@ -11,6 +11,7 @@ from conftest import python, tiny_pspnet
 from test_cache import cached, lines, records
 from test_resume import same
 
+from model.distill.classes import Mapped
 from util import checkpoint, files
 from util.data.loader import TrainData
 from util.train.teacher_cache import TeacherCache
@@ -86,3 +87,14 @@ def test_crops_come_with_what_is_kept(tiny, teacher, tmp_path):
     assert torch.equal(data[2, 3][2].layers["logits"], maps["logits"][0])
     assert data[2, 2][2].layers is None and kept.read((2, 3), image + 1).layers is None
     assert checkpoint.exists(Path(kept.folder, "logits", "000002"))
+
+
+def test_another_order_of_the_teachers_classes_is_another_cache(tiny, tmp_path):
+    """As when the names in DISTILL.teacher_config have been corrected; the weights are the same."""
+    torch.save({"state_dict": tiny_pspnet(18).state_dict()}, tmp_path / "t.pth")
+    options = ["DISTILL.teacher_path", str(tmp_path / "t.pth"), "DISTILL.cache", str(tmp_path), "DISTILL.hints", "[]"]
+    cfg, folders = tiny.load("DISTILL.teacher_layers", "18", *options), set()
+    for groups in ([[0], [1], [2], [3]], [[1], [0], [2], [3]], [[1], [0], [2], [3]]):
+        teacher = Mapped(tiny_pspnet(18), groups, True, torch.float32)
+        folders.add(TeacherCache(cfg, teacher, ["logits"]).folder)
+    assert len(folders) == 2

@@ -144,6 +144,17 @@ def test_a_list_may_lose_images_but_not_change(tiny, command, fails, script, cap
     assert "content of DATA.train_list" in fails("train_50_18.py", *run)
 
 
+def test_a_list_without_labels_may_lose_images_too(tiny, command, script, caplog):
+    (tiny.out / "list.txt").write_text("".join(f"train{i}.jpg\n" for i in range(8)))
+    run = command(tiny.out / "run", "DATA.train_list", "", "DATA.unlabelled_list", str(tiny.out / "list.txt"))
+    run += "DISTILL.weights.ce 0 DISTILL.weights.aux_ce 0 TRAIN.batch_size 3 TRAIN.evaluate False".split()
+    assert script("train_50_18.py", *run).status == 0
+    (tiny.out / "run" / "train_epoch_3.pth").unlink()
+    (tiny.out / "list.txt").write_text("".join(f"train{i}.jpg\n" for i in range(7)))
+    assert script("train_50_18.py", *run).status == 0
+    assert "1 images are no longer in DATA.unlabelled_list" in caplog.text
+
+
 def test_another_validation_starts_the_best_score_anew(tiny, command, script, caplog):
     """best.pth and TRAIN.patience must not compare scores of other images or sizes."""
     folder = tiny.out / "run"

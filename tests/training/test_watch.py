@@ -64,6 +64,24 @@ def test_patience_ends_the_run_and_stays_ended(tiny, script, caplog):
     assert len(lines(tiny.out / "model")) == ended
 
 
+def test_patience_begins_where_validation_does(tiny, script):
+    options = "TRAIN.epochs 3 TRAIN.evaluate False".split()
+    assert script("train_18.py", "--config", tiny.path, *options).status == 0
+    (tiny.out / "model" / "train_epoch_3.pth").unlink()
+    options = "TRAIN.epochs 3 TRAIN.evaluate True TRAIN.patience 2".split()
+    assert script("train_18.py", "--config", tiny.path, *options).status == 0
+    assert "val_mIoU" in lines(tiny.out / "model")[-1] and (tiny.out / "model" / "best.pth").is_file()
+
+
+def test_pictures_that_cannot_be_made_cost_nothing(tiny, script, caplog):
+    (tiny.out / "bad.png").write_text("junk")
+    (tiny.out / "val.txt").write_text(f"val0.jpg {tiny.out}/bad.png\n")
+    options = ["TRAIN.pictures", "1", "DATA.val_list", tiny.out / "val.txt"]
+    assert script("train_18.py", "--config", tiny.path, *options).status == 0
+    assert "warning: no pictures of val images (TRAIN.pictures): label" in caplog.text
+    assert (tiny.out / "model" / "train_epoch_1.pth").is_file()
+
+
 def test_gap_is_logged(tiny, script):
     assert script("train_18.py", "--config", tiny.path, "TRAIN.evaluate", "True").status == 0
     (line,) = lines(tiny.out / "model")

@@ -80,7 +80,7 @@ def read_image(path: Path, image_max: int | None) -> NDArray[np.uint8]:
             raise ValueError("damaged, or of a format that OpenCV does not know")
         if picture.mode == "LAB":
             raise UserError(f"image {path} is a LAB picture; save it as RGB")
-        if picture.format in ("TIFF", "PPM") or (picture.format == "PNG" and data[PNG_DEPTH] == 16):
+        if picture.format in ("TIFF", "PPM", "JPEG2000") or (picture.format == "PNG" and data[PNG_DEPTH] == 16):
             image = _from_deep(path, image, cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH), image_max)
     return image
 

@@ -15,6 +15,7 @@ from util.config import Config
 from util.data.lists import read_names
 from util.errors import UserError, first_line, out_of_memory, worker_death
 from util.teachers import names, sources
+from util.train.hints import check_hints
 
 log = logging.getLogger("teacher")
 
@@ -26,6 +27,8 @@ def load(cfg: Config) -> PSPNet | Mapped | Averaged:
     does not have.
     """
     distill = cfg.distill
+    if distill:
+        check_hints(distill.hints, labelled=bool(cfg.data.train_list))  # before anything is downloaded
     if distill is None or (len(distill.teachers) == 1 and _is_ours(cfg, distill.teachers[0], distill.mappings[0])):
         return network.load_teacher(cfg)
     pairs = [*zip(distill.teachers, distill.mappings, strict=True)]
@@ -53,12 +56,14 @@ def _is_ours(cfg: Config, path: str, mapping: Mapping | None) -> bool:
 
 
 def _names_of_config(cfg: Config, path: str, mapped: bool = False) -> list[str] | None:
-    """The classes of a checkpoint of ours: DISTILL.teacher_config's, where it is that config's, or is `mapped`."""
+    """The classes of a checkpoint of ours: DISTILL.teacher_config's, where its run wrote it, or it is `mapped`."""
     other = cfg.distill.teacher_config
     if not other or not (mapped or Path(other).is_file()):
         return None
     other = config.load(other, ["DISTILL.teacher_path", "unused"])
-    return read_names(other.data) if mapped or other.test.model_path == path else None
+    files = Path(other.test.model_path), Path(other.train.save_path, Path(path).name)
+    its_own = Path(path).resolve() in [file.resolve() for file in files]
+    return read_names(other.data) if mapped or its_own else None
 
 
 class _Member:

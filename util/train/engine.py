@@ -161,7 +161,7 @@ def finish_epoch(run: Run, epoch: int, line: dict[str, float]) -> None:
         line |= _scores("val", matrix)
         line["gap"] = line["train_mIoU"] - line["val_mIoU"]
         progress.partial = None
-    run.recorder.epoch(line, run.net, progress.step)
+    run.recorder.epoch(line, progress.step)
     if line.get("val_mIoU", -1.0) > progress.best:
         progress.best, progress.best_epoch = line["val_mIoU"], epoch
         progress.save("best.pth")
@@ -169,6 +169,8 @@ def finish_epoch(run: Run, epoch: int, line: dict[str, float]) -> None:
     due = last or epoch % train.save_freq == 0
     if due:
         progress.save(f"train_epoch_{epoch}.pth")
+    if "train_mIoU" in line:  # without labels the scores are those of chance
+        run.recorder.pictures(progress.step, run.net)
     if not last and run.interrupt.stop_requested(sync=True):  # requested in the last step of the epoch
         _stop(run, f"stopped after epoch {epoch}; the same command resumes", saved=due)
 

@@ -82,27 +82,42 @@ class HintLosses:
         return result
 
 
+def check_hints(hints: Sequence[Hint], labelled: bool) -> None:
+    """What needs no network. Raises UserError for an unknown loss or option, two hints of one name, and a loss that
+    needs labels where there are none (labelled False)."""
+    names = []
+    for hint in hints:
+        where = f"DISTILL.hints, {_name(hint)}"
+        if hint.loss not in LOSSES:
+            raise UserError(f"DISTILL.hints: unknown loss {hint.loss}; {suggest(hint.loss, LOSSES)}")
+        if _name(hint) in names:
+            raise UserError(f"{where} is there twice; one layer takes a loss once")
+        names.append(_name(hint))
+        loss = LOSSES[hint.loss]
+        if loss.needs_classes and not labelled:
+            raise UserError(f"{where}: {hint.loss} needs labels, and DATA.train_list is empty; choose another loss")
+        _options(where, hint.model_extra, loss.function, loss.adapter)
+
+
+def _name(hint: Hint) -> str:
+    return f"{hint.loss}_{hint.layer}"
+
+
 def with_hints(
     hints: Sequence[Hint], student: PSPNet, teacher: PSPNet | Mapped | Averaged, labelled: bool = True
 ) -> tuple[PSPNet | StudentWithAdapters, HintLosses]:
     """-> the student, with the adapters that the hints need, and the hints' losses.
 
-    labelled: whether any image has labels. Raises UserError for an unknown loss or option, two hints of one name, a
-    layer that a network does not have, and a loss that needs labels where there are none.
+    labelled: whether any image has labels. Raises UserError for what check_hints refuses, for a layer that a network
+    does not have, and for a loss that does not suit it.
     """
+    check_hints(hints, labelled)
     terms: dict[str, _Term] = {}
     modules, layers = nn.ModuleDict(), {}
     student_channels, teacher_channels = student.channels(), teacher.channels()
     for hint in hints:
-        name, target = f"{hint.loss}_{hint.layer}", hint.teacher_layer or hint.layer
+        name, target, loss = _name(hint), hint.teacher_layer or hint.layer, LOSSES[hint.loss]
         where = f"DISTILL.hints, {name}"
-        if hint.loss not in LOSSES:
-            raise UserError(f"DISTILL.hints: unknown loss {hint.loss}; {suggest(hint.loss, LOSSES)}")
-        if name in terms:
-            raise UserError(f"{where} is there twice; one layer takes a loss once")
-        loss = LOSSES[hint.loss]
-        if loss.needs_classes and not labelled:
-            raise UserError(f"{where}: {hint.loss} needs labels, and DATA.train_list is empty; choose another loss")
         for layer, channels, role in ((hint.layer, student_channels, "student"), (target, teacher_channels, "teacher")):
             if layer not in channels:
                 raise UserError(f"{where}: the {role} has no {layer}; its layers are {', '.join(channels)}")

@@ -16,7 +16,7 @@ from util.config import Config
 from util.data.decode import read_image
 from util.data.lists import Pair, read_colors, read_names
 from util.data.loader import TrainData
-from util.errors import UserError
+from util.errors import UserError, first_line, out_of_memory, worker_death
 from util.evaluate import predict
 from util.evaluate.protocol import protocol_for_validation
 from util.files import replace_text
@@ -67,8 +67,8 @@ class Recorder:
         for name, value in {**means, "lr": lr, "images_per_second": rate}.items():
             self.writer.add_scalar(f"step/{name}", value, step)
 
-    def epoch(self, line: dict[str, float], net: nn.Module, step: int) -> None:
-        """Add an epoch's line to metrics.jsonl and TensorBoard, with pictures of a few val images."""
+    def epoch(self, line: dict[str, float], step: int) -> None:
+        """Add an epoch's line to metrics.jsonl and TensorBoard."""
         if not distributed.is_main():
             return
         try:
@@ -88,8 +88,6 @@ class Recorder:
         if len(shares) > 2:  # more than plain training's two terms
             text = ", ".join(f"{name} {100 * value:.0f} %" for name, value in shares.items())
             self.log.info(f"epoch {line['epoch']}: shares of the gradient at the student's shared layer: {text}")
-        if train:  # without labels the scores are those of chance
-            self._pictures(step, net)
         self.writer.flush()
 
     def labels_seen(self, matrix: torch.Tensor, steps: int) -> None:
@@ -105,8 +103,19 @@ class Recorder:
                 f"(TRAIN.ignore_label {train.ignore_label}) or padding; DATA.label_map renames values"
             )
 
-    def _pictures(self, step: int, net: nn.Module) -> None:
-        """Image, truth and prediction side by side."""
+    def pictures(self, step: int, net: nn.Module) -> None:
+        """Of a few val images: image, truth and prediction side by side. What prevents them is a warning."""
+        if not distributed.is_main():
+            return
+        try:
+            self._draw(step, net)
+        except (UserError, RuntimeError, MemoryError) as error:
+            if worker_death(error) or not (isinstance(error, UserError) or out_of_memory(error)):
+                raise
+            self.log.warning(f"warning: no pictures of val images (TRAIN.pictures): {first_line(error)}")
+        self.writer.flush()
+
+    def _draw(self, step: int, net: nn.Module) -> None:
         dtype = distributed.precision(self.cfg.train.precision)
         predictor = predict.Predictor(net, self.cfg, protocol_for_validation(self.cfg), dtype)
         for number, prediction, label in predict.predictions(predictor, self.examples, range(len(self.examples))):

@@ -26,7 +26,6 @@ MAY_CHANGE_ON_RESUME = {
     "DISTILL": {"check_images", "cache", "teacher_path", "teacher_config"},
 }
 
-TRAIN_LIST = "content of DATA.train_list"  # among the settings
 AS_WEIGHT = "make it TRAIN.weight of a run with another TRAIN.save_path, and TRAIN.resume auto"
 
 log = logging.getLogger("resume")
@@ -45,6 +44,7 @@ class Progress:
         self.step, self.best, self.best_epoch, self.seed = 0, -1.0, 0, seeds.of_run(cfg.train.manual_seed)
         self.partial: dict[str, Any] | None = None  # metrics of an epoch whose line is not written yet
         self.settings = _settings(cfg)
+        self.list_content = f"content of {cfg.data.epoch_list[1]}"  # among the settings
         lines = read_text(*cfg.data.epoch_list)
         self.images = [zlib.crc32(" ".join(line.split()).encode()) for line in lines if line.strip()]
         self.layers = self.modules["state_dict"].layers  # the backbone: testing builds the same
@@ -88,9 +88,10 @@ class Progress:
         # A key that one of them does not know has its default there.
         then, now = (defaults() | settings for settings in (_that_count(content["settings"]), self.settings))
         changed = {k: f"{k} (was {then.get(k)}, is {now.get(k)})" for k in {**now, **then} if then.get(k) != now.get(k)}
-        if TRAIN_LIST in changed and set(self.images) < set(content.get("images", ())):
-            log.warning(f"warning: {len(content['images']) - len(self.images)} images are no longer in DATA.train_list")
-            del changed[TRAIN_LIST]
+        if self.list_content in changed and set(self.images) < set(content.get("images", ())):
+            count, where = len(content["images"]) - len(self.images), self.list_content.removeprefix("content of ")
+            log.warning(f"warning: {count} images are no longer in {where}")
+            del changed[self.list_content]
         if changed:
             raise UserError(
                 f"{path} was trained with other settings: {', '.join(changed.values())}; take them back, or start anew "
@@ -101,14 +102,16 @@ class Progress:
             checkpoint.check_match(state, module.state_dict(), path, f"this run's network ({key})")
             module.load_state_dict(state)
         self.optimizer.load_state_dict(content["optimizer"])
-        own, images, train_list = self.validation, self.images, self.settings.get(TRAIN_LIST)
+        own, images, digest = self.validation, self.images, self.settings[self.list_content]
         for key in self.saved:
             setattr(self, key, content.get(key, getattr(self, key)))
-        self.images, self.settings = images, self.settings | {TRAIN_LIST: train_list}
+        self.images, self.settings = images, self.settings | {self.list_content: digest}
         if self.validation != own:
-            if self.best_epoch:
+            if self.best >= 0:
                 log.warning("warning: val_list or TEST.base_size has changed: the best val mIoU starts anew")
             self.validation, self.best, self.best_epoch = own, -1.0, self.epoch
+        if self.best < 0:  # a run that began without TRAIN.evaluate: TRAIN.patience counts from here
+            self.best_epoch = self.epoch
         if (processes := content.get("processes", 1)) != distributed.world_size():
             log.warning(
                 f"warning: started with {processes} processes, resuming with {distributed.world_size()}: not bit for "

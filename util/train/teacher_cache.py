@@ -174,5 +174,7 @@ def _description(cfg: Config, teacher: PSPNet | Mapped | Averaged) -> dict[str, 
     if isinstance(teacher, PSPNet):
         return own
     precision = str(distributed.precision(d.precision or cfg.train.precision))
-    own |= {"classes": d.teacher_classes, "weights": d.teacher_weights, "precision": precision}
+    members = teacher.teachers if isinstance(teacher, Averaged) else [teacher]
+    groups = [member.groups.tolist() for member in members]
+    own |= {"groups": groups, "weights": d.teacher_weights, "precision": precision}
     return own | {"names": read_names(cfg.data)}
