@@ -54,18 +54,23 @@ def find_pictures(source: str) -> list[Path] | None:
     """
     path = Path(source)
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file())
-        found = [file for file in files if file.suffix.lower() in SUFFIXES or cv2.haveImageReader(str(file))]
+        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        found = [file for file in files if _is_picture(file)]
         if len(found) < len(files):
             print(f"{path}: {len(files) - len(found)} of {len(files)} files are no pictures and are left out")
         if not found:
             raise UserError(f"folder {path} holds no picture ({', '.join(sorted(SUFFIXES))})")
         return found
     if path.is_file():
-        return [path] if path.suffix.lower() in SUFFIXES or cv2.haveImageReader(str(path)) else None
+        return [path] if _is_picture(path) else None
     if source.isdigit():
         return None
     raise UserError(f"{source} does not exist; name {INPUTS}")
+
+
+def _is_picture(path: Path) -> bool:
+    not_utf8 = any("\ud800" <= char <= "\udfff" for char in str(path))  # OpenCV crashes on such a name
+    return path.suffix.lower() in SUFFIXES or not_utf8 or cv2.haveImageReader(str(path))
 
 
 def open_stream(source: str) -> Stream:
@@ -137,8 +142,10 @@ def segment_pictures(segmenter: Segmenter, paths: list[Path], out: Path) -> None
         write_maps(labels, segmenter.palette, out, name)
         overlay = cv2.cvtColor(segmenter.overlay(image, labels, present_only=True), cv2.COLOR_RGB2BGR)
         file = out / "overlay" / f"{name}.jpg"
-        if not cv2.imwrite(str(file), overlay, [cv2.IMWRITE_JPEG_QUALITY, 92]):
-            raise UserError(f"cannot write {file}")
+        done, jpeg = cv2.imencode(".jpg", overlay, [cv2.IMWRITE_JPEG_QUALITY, 92])  # imwrite crashes on some names
+        if not done:
+            raise UserError(f"cannot write {file}: {overlay.shape[1]}x{overlay.shape[0]} is no size for a JPEG")
+        file.write_bytes(jpeg)
         shares = np.bincount(labels.ravel(), minlength=len(segmenter.names)) / labels.size
         largest = [f"{segmenter.names[i]} {100 * shares[i]:.0f} %" for i in np.argsort(-shares)[:4] if shares[i]]
         print(f"{path}: {', '.join(largest)} -> {file}", flush=True)

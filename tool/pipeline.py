@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tool import forecast
 from tool.report.picture import comparison
 from util import config
+from util.errors import UserError
 from util.run import Parser, errors_in_one_line
+from util.train.hints import check_hints
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERATED = {"shapes": (), "demo": ("--easy", "--train", "320")}  # options of dataset/shapes/prepare.py
@@ -50,16 +53,18 @@ class Run(NamedTuple):
         return config.load(ROOT / self.config, self.arguments[2:])
 
     def perform(self, progress: forecast.Progress | None = None) -> None:
-        """Train and test, unless the result of the same settings and teacher's file is there.
+        """Train and test, unless the result of the same settings, lists and teacher's file is there.
 
         After an interruption the training resumes from its checkpoints, and refuses settings other
         than theirs.
         """
         progress = progress or forecast.Progress({})
         cfg = self.load()
-        teacher = ROOT / cfg.distill.teacher_path if cfg.distill else None
-        written = teacher.stat().st_mtime_ns if teacher and teacher.is_file() else None
-        settings = f"{cfg.model_dump_json(by_alias=True)}\n{written}\n"
+        teachers = [ROOT / path for path in cfg.distill.teachers] if cfg.distill else []
+        written = [path.stat().st_mtime_ns for path in teachers if path.is_file()]
+        lists = {cfg.data.train_list, cfg.data.unlabelled_list, cfg.data.val_list, cfg.test.test_list} - {"", None}
+        contents = [zlib.crc32(path.read_bytes()) for path in (ROOT / name for name in sorted(lists)) if path.is_file()]
+        settings = f"{cfg.model_dump_json(by_alias=True)}\n{written}\n{contents}\n"
         result = ROOT / cfg.test.save_folder
         done = result / ".settings"
         if (result / "metrics.json").is_file() and done.is_file() and done.read_text() == settings:
@@ -97,18 +102,27 @@ def three_runs(dataset: str, seed: int, out: Path, data: Path | None, given: lis
     """
     config.load(ROOT / config_file(dataset, "pspnet50_18"), given)  # the only one that knows all keys
     keys = dict(zip(given[::2], given[1::2], strict=True))
+    if one := {"TRAIN.save_path", "TEST.save_folder", "TEST.model_path"} & keys.keys():
+        raise UserError(f"{min(one)} would be the same for all three networks; --out names a folder for each")
     plain = {key: value for key, value in keys.items() if not key.startswith("DISTILL.")}
     common = {"TRAIN.manual_seed": seed, **(generated(data) if data else {})}
     runs: dict[str, Run] = {}
     for depth, name in CONFIGS.items():
         run = Run(f"train_{depth}.py", f"test_{depth}.py", config_file(dataset, name), common | plain)
         own: Overrides = {"TRAIN.save_path": out / name / "model"}
+        if run.load().train.patience:  # it may end before its last epoch
+            own["TEST.model_path"] = out / name / "model" / "best.pth"
         if depth == "50_18":
-            own["DISTILL.teacher_path"] = runs["50"].load().test.model_path
+            teacher = runs["50"].load()
+            own["DISTILL.teacher_path"] = teacher.test.model_path
+            if "DISTILL.teacher_path" not in keys:
+                own["DISTILL.teacher_layers"] = teacher.train.layers
+                own["DISTILL.teacher_backbone"] = teacher.train.backbone or "null"
             for role, of in (("teacher", "50"), ("student", "18")):
                 own[f"TEST.compare.{role}"] = Path(runs[of].load().test.save_folder, "metrics.json")
         runs[depth] = run._replace(overrides=common | own | (keys if depth == "50_18" else plain))
-        runs[depth].load()
+        cfg = runs[depth].load()
+    check_hints(cfg.distill.hints, labelled=bool(cfg.data.train_list))  # before anything is trained
     return runs
 
 

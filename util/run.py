@@ -59,6 +59,7 @@ class Parser(argparse.ArgumentParser):
 @contextlib.contextmanager
 def errors_in_one_line():
     """A UserError, and memory that runs out, becomes one line on stderr and exit status 2."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text, nor the terminal Unicode's
     try:
         yield
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """tool/demo.py: pictures, folders and videos in; maps, colours and overlays out."""
 
+import os
 import shutil
 
 import cv2
@@ -37,6 +38,16 @@ def test_pictures_are_labelled_as_in_testing(tiny, demo, script):
     mixed = (colors + np.asarray(image)) / 2
     small = overlay.crop((0, 0, overlay.width, image.height * factor)).resize(image.size, Image.Resampling.BOX)
     assert np.abs(np.asarray(small) - mixed).mean() < 12
+
+
+def test_a_name_that_is_not_utf8(tiny, demo, script):
+    """As old archives unpack them; OpenCV crashes on it. A file that begins with a dot is no picture of the user's."""
+    (tiny.out / "in").mkdir()
+    shutil.copy(tiny.root / "val0.jpg", os.fsencode(tiny.out / "in") + b"/caf\xe9.jpg")
+    (tiny.out / "in" / "._val1.jpg").write_text("of macOS")
+    result = script(*demo, tiny.out / "in")
+    assert result.status == 0 and "._val1" not in result.out, result.err
+    assert os.listdir(os.fsencode(tiny.out / "demo" / "overlay")) == [b"caf\xe9.jpg"]  # noqa: PTH208 - bytes
 
 
 def test_the_teacher_can_be_shown(tiny, demo, script):

@@ -9,6 +9,7 @@ from conftest import ROOT, python
 
 from dataset.shapes import prepare
 from tool import forecast, pipeline
+from util.errors import UserError
 
 
 @pytest.mark.slow
@@ -101,3 +102,59 @@ def test_the_scenes_of_the_recorded_results_stay_the_same():
     colors = np.zeros((8, 3), np.uint8)
     labels = [prepare.scene(10, split, 7, prepare.Look(), colors)[1] for split in (0, 1)]
     assert [zlib.crc32(label.tobytes()) for label in labels] == [3961784211, 2725368659]
+
+
+@pytest.fixture
+def own(tiny, monkeypatch):
+    """own(*overrides) -> the three runs of a dataset whose teacher is a ResNet-34."""
+    monkeypatch.setattr(pipeline, "config_file", lambda dataset, run: str(tiny.out / f"{run}.yaml"))
+    test = "TEST: {model_path: , save_folder: }"
+    (tiny.out / "pspnet18.yaml").write_text(f"base: {tiny.path}\n{test}\n")
+    (tiny.out / "pspnet50.yaml").write_text(f"base: {tiny.path}\n{test}\nTRAIN: {{layers: 34}}\n")
+    distill = f"DISTILL: {{teacher_config: {tiny.out}/pspnet50.yaml}}"
+    (tiny.out / "pspnet50_18.yaml").write_text(f"base: {tiny.path}\n{test}\n{distill}\n")
+    return lambda *given: pipeline.three_runs("own", 0, tiny.out / "exp", None, list(given))
+
+
+def test_the_teacher_is_the_one_that_was_trained(own):
+    assert own()["50_18"].load().distill.teacher_layers == 34
+    other = own("DISTILL.teacher_path", "other.pth", "DISTILL.teacher_layers", "18")["50_18"].load().distill
+    assert (other.teachers, other.teacher_layers) == (["other.pth"], 18)
+    runs = own("TRAIN.patience", "2", "TRAIN.evaluate", "True")  # may end before its last epoch
+    best = str(runs["50"].load().test.model_path)
+    assert best.endswith("pspnet50/model/best.pth") and runs["50_18"].load().distill.teacher_path == best
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["DISTILL.hints", "[{layer: logits, loss: cwdd}]"], "unknown loss cwdd; did you mean cwd"),
+        (["DISTILL.hints", "[{layer: logits, loss: cwd, temperatur: 1}]"], "unknown option temperatur"),
+        (["TRAIN.save_path", "exp/x/model"], "TRAIN.save_path would be the same for all three networks; --out"),
+    ],
+)
+def test_what_would_fail_after_hours_fails_first(own, given, words):
+    with pytest.raises(UserError, match=words):
+        own(*given)
+
+
+def test_a_result_counts_for_its_lists_and_teachers(own, tiny, monkeypatch):
+    calls = []
+
+    def call(script, *_, watch):
+        calls.append(script)
+        result = tiny.out / "exp/pspnet50_18/result"
+        result.mkdir(parents=True, exist_ok=True)
+        (result / "metrics.json").write_text("{}")
+
+    monkeypatch.setattr(pipeline, "call", call)
+    for name in ("a", "b", "list"):
+        (tiny.out / name).write_text("one")
+    teachers = f"[{tiny.out}/a, {tiny.out}/b]"
+    run = own("DATA.train_list", str(tiny.out / "list"), "DISTILL.teacher_path", teachers)["50_18"]
+    run.perform(), run.perform()
+    assert len(calls) == 2
+    for name in ("list", "b"):
+        (tiny.out / name).write_text("two")
+        run.perform(), run.perform()
+    assert len(calls) == 6

@@ -59,6 +59,8 @@ def test_bad_label_stops_with_its_name_and_value(tiny, fails, workers):
         (["TRAIN.resume", "gone.pth"], ["gone.pth"]),
         (["TRAIN.pretrained", "gone.pth"], ["gone.pth"]),
         (["DISTILL.teacher_path", "t.pth"], ["DISTILL", "train_50_18.py"]),
+        (["TRAIN.new_head", "True"], ["new_head", "TRAIN.weight"]),
+        (["TRAIN.class_weights", "[0, 0, 0, 0]"], ["class_weights are all zero"]),
         (["DISTILL.teacher_path", "t.pth", "DISTILL.precision", "tf32"], ["fp32 and tf32"]),
         (["DATA.label_map", "{'300 0 0': 0}"], ["DATA.label_map", "300 0 0"]),
         (["TRAIN.save_path", "/proc/none"], ["/proc/none", "TRAIN.save_path"]),

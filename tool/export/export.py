@@ -150,8 +150,9 @@ def main() -> None:
         path = arguments.out or checkpoint.with_suffix(SUFFIX[arguments.to])
         if path == checkpoint:
             path = path.with_stem(f"{path.stem}_student")
+        lists = [name for name in (cfg.data.train_list, cfg.data.val_list, cfg.test.test_list) if name]
         files = [path] if arguments.to != "onnx" else [path, path.with_suffix(".int8.onnx"), Path(f"{path}.json")]
-        check_outputs(files, [checkpoint, arguments.config, cfg.data.names_path, cfg.test.test_list])
+        check_outputs(files, [checkpoint, arguments.config, cfg.data.names_path, cfg.data.colors_path, *lists])
         if arguments.to == "onnx":
             export_onnx(cfg, arguments, path)
         else:

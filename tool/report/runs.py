@@ -147,6 +147,8 @@ def _check_same(first: Run, other: Run) -> None:
         raise UserError(f"{paths} have different classes ({extra or 'in another order'}); compare runs of one dataset")
     for key in ("list", "images", "data_root", "ignore_label"):
         a, b = ({**run.metrics["data"], **run.metrics["protocol"], **run.metrics}[key] for run in (first, other))
+        if key in ("list", "data_root"):
+            a, b = Path(a).resolve(), Path(b).resolve()
         if a != b:
             raise UserError(f"{paths} were tested on different data ({key}: {a} and {b}); compare runs of one dataset")
 

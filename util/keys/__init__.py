@@ -110,6 +110,10 @@ class Train(Section):
             raise ValueError(f"accumulate must divide batch_size: {self.batch_size} / {self.accumulate}")
         if self.unlabelled_per_batch % self.accumulate:
             raise ValueError("accumulate must divide unlabelled_per_batch")
+        if self.new_head and not self.weight:
+            raise ValueError("new_head leaves out the last layers of TRAIN.weight: name that checkpoint")
+        if self.class_weights is not None and not any(self.class_weights):
+            raise ValueError("class_weights are all zero: nothing would be learned")
         if self.patience and not self.evaluate:
             raise ValueError("patience counts epochs by their val mIoU: set evaluate to True")
         if self.backbone and self.stem != "plain":
