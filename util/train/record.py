@@ -74,11 +74,12 @@ class Recorder:
         try:
             with self.metrics.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+            for name, value in line.items():
+                if name != "epoch":
+                    self.writer.add_scalar(f"epoch/{name}", value, step)  # by steps, so that a resume can cut
+            self.writer.flush()
         except OSError as error:
-            raise UserError(f"cannot write {self.metrics} ({error.strerror}); make room, then start again") from None
-        for name, value in line.items():
-            if name != "epoch":
-                self.writer.add_scalar(f"epoch/{name}", value, step)  # by steps, as all else, so that a resume can cut
+            raise UserError(f"cannot write to {self.folder} ({error.strerror}); make room, then start again") from None
         train = f", train mIoU {100 * line['train_mIoU']:.2f} %" if "train_mIoU" in line else ""
         val = ""
         if "val_mIoU" in line:
@@ -88,7 +89,6 @@ class Recorder:
         if len(shares) > 2:  # more than plain training's two terms
             text = ", ".join(f"{name} {100 * value:.0f} %" for name, value in shares.items())
             self.log.info(f"epoch {line['epoch']}: shares of the gradient at the student's shared layer: {text}")
-        self.writer.flush()
 
     def labels_seen(self, matrix: torch.Tensor, steps: int) -> None:
         """Warn, after the first epoch, of classes without a pixel and of labels that are nearly all void."""
@@ -113,7 +113,6 @@ class Recorder:
             if worker_death(error) or not (isinstance(error, UserError) or out_of_memory(error)):
                 raise
             self.log.warning(f"warning: no pictures of val images (TRAIN.pictures): {first_line(error)}")
-        self.writer.flush()
 
     def _draw(self, step: int, net: nn.Module) -> None:
         dtype = distributed.precision(self.cfg.train.precision)
