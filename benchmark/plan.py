@@ -23,10 +23,9 @@ ADDED: Mapping[str, tuple[Sequence[int], Sequence[tuple[str, str]]]] = {
     "animals_small": ((10, 11, 12), ()),
     "animals_small_tuning": ((0,), ()),
     "animals_deeplab": ((0, 10, 11, 12), DEEPLAB_PAIRS),
-    "animals_unlabelled": (
-        (0, 10, 13, 14, 15, 16, 17),
-        (("kl, unlabelled", "default, unlabelled"),),
-    ),  # two of a teacher
+    # 0 and 10 are the teachers' seeds
+    "animals_unlabelled": ((0, 10, 13, 14, 15, 16, 17), (("kl, unlabelled", "default, unlabelled"),)),
+    "animals_longer": ((10, 18, 19, 20, 21, 22), (("default, unlabelled", "student, 24 epochs"),)),
 }
 SHAPES_LABELS = 400
 KL, AUX_MSE, HINTS = "DISTILL.weights.kl", "DISTILL.weights.aux_mse", "DISTILL.hints"

@@ -68,7 +68,7 @@ def published(fresh):
 
 def test_the_published_tables_are_what_was_recorded(analysed):
     """README.md's, RESULTS.md's and the JSON's, from the scores of the runs alone."""
-    for name, count in (("README.md", 1), ("benchmark/RESULTS.md", 24)):
+    for name, count in (("README.md", 1), ("benchmark/RESULTS.md", 26)):
         text = (ROOT / name).read_text()
         found = published({dataset: fresh for dataset, (_, fresh) in analysed.items()})
         assert tables.rewrite(text, found) == text
