@@ -145,7 +145,10 @@ def segment_pictures(segmenter: Segmenter, paths: list[Path], out: Path) -> None
         done, jpeg = cv2.imencode(".jpg", overlay, [cv2.IMWRITE_JPEG_QUALITY, 92])  # imwrite crashes on some names
         if not done:
             raise UserError(f"cannot write {file}: {overlay.shape[1]}x{overlay.shape[0]} is no size for a JPEG")
-        file.write_bytes(jpeg)
+        try:
+            file.write_bytes(jpeg)
+        except OSError as error:
+            raise UserError(f"cannot write {file} ({error.strerror})") from None
         shares = np.bincount(labels.ravel(), minlength=len(segmenter.names)) / labels.size
         largest = [f"{segmenter.names[i]} {100 * shares[i]:.0f} %" for i in np.argsort(-shares)[:4] if shares[i]]
         print(f"{path}: {', '.join(largest)} -> {file}", flush=True)

@@ -47,7 +47,7 @@ for kind, pattern in NUMBERS.items():
 def parse_yaml(text: str, source: str) -> Any:
     """Parse YAML text; `source` names it in errors. Raises UserError with the line of the fault."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
